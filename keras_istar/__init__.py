@@ -1,0 +1,19 @@
+from keras_istar.callbacks import IStarCallback
+from keras_istar.isotropy import isoscore
+from keras_istar.isotropy import isoscore_from_covariance
+from keras_istar.isotropy import isoscore_star
+from keras_istar.layer import IStarRegularization
+from keras_istar.surgery import attach
+from keras_istar.surgery import detach
+from keras_istar.version import __version__
+
+__all__ = [
+    "__version__",
+    "IStarCallback",
+    "IStarRegularization",
+    "attach",
+    "detach",
+    "isoscore",
+    "isoscore_from_covariance",
+    "isoscore_star",
+]

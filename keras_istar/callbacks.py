@@ -1,0 +1,178 @@
+"""The callback that keeps Σ_S and logs isotropy."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_istar import checks
+from keras_istar import functional_graph
+from keras_istar import hub
+from keras_istar import moments
+from keras_istar.estimation import MomentsPass
+from keras_istar.isotropy import isoscore_from_covariance
+from keras_istar.layer import IStarRegularization
+
+
+class IStarCallback(keras.callbacks.Callback):
+    """Keeps the shrinkage covariance Σ_S of every attached layer, and logs.
+
+    At the start of training, after every epoch, and every `update_freq`
+    batches if that is a number, the model runs in inference mode over `data`
+    until `max_points` tokens have been seen, and their covariance becomes Σ_S.
+    The pass streams: its memory does not depend on `max_points`. Layers with
+    `momentum` maintain Σ_S themselves and are only logged.
+
+    The logs of every epoch receive the IsoScore of those tokens, of the union
+    of all states as `isoscore_union` and of each state as `isoscore_layer_0`
+    and so on (after the index of the block, or the name of a layer attached by
+    name). Callbacks that come after this one in the list see them, so put it
+    first: `callbacks=[IStarCallback(...), EarlyStopping("isoscore_union"),
+    CSVLogger(...)]`. `History` always does.
+
+    An estimate that is not finite is reported by a warning and not used; the
+    last good Σ_S stays. With `BackupAndRestore` a restarted run goes on with
+    the Σ_S it had.
+
+    Args:
+        data: What the model's `fit` takes as `x`: arrays, dicts, raw strings
+            if the model is a KerasHub task, or a `tf.data` dataset, with or
+            without labels. It is read anew at every pass, from its start.
+        max_points: Number of tokens to use, counted once in every state. The
+            pass ends with the batch that reaches it.
+        update_freq: `"epoch"`, or the number of batches between passes.
+        batch_size: Examples in a batch, where `data` does not come in batches.
+        verbose: 0 is silent; 1 draws a progress bar for passes longer than a
+            few seconds and says once if `data` is smaller than `max_points`.
+
+    Raises:
+        ValueError: If an argument is out of range; at the start of training,
+            if `data` is empty or the model has no `IStarRegularization`.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 4))
+    >>> hidden = keras.layers.Dense(16, name="encoder")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    >>> layer = keras_istar.attach(model, layers="encoder", strength=1.0)
+    >>> model.compile("sgd", "mse")
+    >>> x, y = np.random.rand(64, 8, 4), np.random.rand(64, 8, 1)
+    >>> callback = keras_istar.IStarCallback(x, max_points=500, verbose=0)
+    >>> history = model.fit(x, y, verbose=0, callbacks=[callback]).history
+    >>> "isoscore_union" in history and "isoscore_encoder" in history
+    True
+
+    Reference:
+        Rudman and Eickhoff, "Stable Anisotropic Regularization", ICLR 2024.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        max_points: int = 250_000,
+        update_freq: str | int = "epoch",
+        batch_size: int = 32,
+        verbose: int = 1,
+    ):
+        super().__init__()
+        if update_freq != "epoch":
+            update_freq = checks.check_positive_int("update_freq", update_freq)
+        if isinstance(data, Iterator):
+            raise ValueError(
+                "`data` must be iterable more than once, a generator is not. "
+                f"Received: data of type {type(data).__name__}"
+            )
+        self.data = data
+        self.max_points = checks.check_positive_int("max_points", max_points)
+        self.update_freq = update_freq
+        self.batch_size = checks.check_positive_int("batch_size", batch_size)
+        self.verbose = verbose
+
+    def on_train_begin(self, logs=None):
+        layers = functional_graph.find_layers(self.model, IStarRegularization)
+        if not layers:
+            raise ValueError(
+                "`IStarCallback` needs a model with an `IStarRegularization` "
+                "layer; call `keras_istar.attach(model)` first. "
+                f"Received: model={self.model.name!r}"
+            )
+        if hub.count_examples(self.data) == 0:
+            raise self._empty_data_error()
+        self._batches_seen = 0
+        self._said_fewer = False
+        self._pass = MomentsPass(
+            self.model,
+            layers,
+            self.data,
+            self.max_points,
+            self.batch_size,
+            show_progress=bool(self.verbose),
+        )
+        self._estimate()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._first_batch = batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        # With `steps_per_execution`, several batches end at once.
+        before = self._batches_seen
+        self._batches_seen += batch - self._first_batch + 1
+        if self.update_freq != "epoch" and (
+            before // self.update_freq != self._batches_seen // self.update_freq
+        ):
+            self._estimate()
+
+    def on_epoch_end(self, epoch, logs=None):
+        scores = self._estimate()
+        if logs is not None:
+            logs.update(scores)
+
+    def on_train_end(self, logs=None):
+        self._pass = None
+
+    def _estimate(self):
+        """Sets Σ_S of every layer; returns the isotropy to log."""
+        # On JAX, `self.model` brings the variables up to date.
+        assert self.model is not None
+        scores = {}
+        for layer, states in self._pass.run().items():
+            union = moments.combine(states)
+            self._report_count(int(union.count))
+            self._update(layer, moments.covariance(union))
+            named = zip(
+                ("union", *layer.state_names), (union, *states), strict=True
+            )
+            for name, tokens in named:
+                score = isoscore_from_covariance(moments.covariance(tokens))
+                scores[layer.log_name(f"isoscore_{name}")] = float(score)
+        return scores
+
+    def _update(self, layer, covariance):
+        if layer.momentum is not None:
+            return
+        if not bool(ops.all(ops.isfinite(covariance))):
+            warnings.warn(
+                f"IStarCallback: the covariance of layer '{layer.name}' is "
+                "not finite; the last one that was stays in use.",
+                stacklevel=2,
+            )
+            return
+        layer.set_shrinkage_covariance(covariance)
+
+    def _report_count(self, count):
+        if count == 0:
+            raise self._empty_data_error()
+        if count < self.max_points and self.verbose and not self._said_fewer:
+            print(
+                f"IStarCallback: `data` holds {count:,} tokens, fewer than "
+                f"max_points={self.max_points:,}; all are used."
+            )
+            self._said_fewer = True
+
+    def _empty_data_error(self):
+        return ValueError(
+            "`data` must hold at least one example with an unmasked token. "
+            f"Received: data of type {type(self.data).__name__}, empty"
+        )

@@ -1,0 +1,130 @@
+"""Everything that relies on private Keras API: the graph of Functional models.
+
+A Functional model runs the nodes of `_nodes_by_depth`, deepest first, and
+keeps every tensor that they produce until it returns. One more node below the
+outputs therefore sees any hidden state, and changes nothing for the others:
+the model's own nodes, layers, config and outputs stay as they are.
+"""
+
+import functools
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras.src.models.functional import Functional
+
+_BELOW_OUTPUTS = -1  # Outputs are at depth 0.
+
+
+class Call(NamedTuple):
+    """One call of a layer in the graph of a model.
+
+    Attributes:
+        layer: The layer called.
+        inputs: Its symbolic inputs.
+        output: Its first symbolic output.
+    """
+
+    layer: keras.layers.Layer
+    inputs: list[Any]
+    output: Any
+
+
+def is_functional(model: Any) -> bool:
+    """Whether `model` is a Functional model, as KerasHub's are."""
+    return isinstance(model, Functional)
+
+
+def nested_models(model: keras.Model) -> Iterator[keras.Model]:
+    """`model`, and the Functional models in its graph, outermost first."""
+    yield model
+    for operation in model._operations:
+        if is_functional(operation):
+            yield from nested_models(operation)
+
+
+def layer_calls(model: keras.Model) -> list[Call]:
+    """Calls of layers in the graph of `model`, in the order they run."""
+    calls = []
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            is_layer = isinstance(node.operation, keras.layers.Layer)
+            if is_layer and not node.is_input and depth != _BELOW_OUTPUTS:
+                inputs, output = node.input_tensors, node.outputs[0]
+                calls.append(Call(node.operation, inputs, output))
+    return calls
+
+
+def is_composite(layer: keras.layers.Layer) -> bool:
+    """Whether `layer` is made of other layers."""
+    return bool(layer._layers)
+
+
+def add_observer(
+    model: keras.Model, name: str, layer: keras.layers.Layer, *args, **kwargs
+) -> None:
+    """Makes `model` call `layer` on tensors of its graph whenever it runs.
+
+    Args:
+        model: Functional model, changed in place.
+        name: Attribute of `model` that will hold the layer, so that Keras
+            finds its weights, losses and metrics.
+        layer: Layer whose output nobody needs.
+        *args: Symbolic tensors from the graph of `model`, for `layer`.
+        **kwargs: Likewise.
+    """
+    layer(*args, **kwargs)
+    node = layer._inbound_nodes[-1]
+    setattr(model, name, layer)
+    model._nodes_by_depth.setdefault(_BELOW_OUTPUTS, []).append(node)
+
+
+def remove_observer(model: keras.Model, name: str) -> None:
+    """Undoes `add_observer(model, name, ...)`."""
+    layer = getattr(model, name)
+    node = layer._inbound_nodes[-1]
+    observers = model._nodes_by_depth[_BELOW_OUTPUTS]
+    observers.remove(node)
+    if not observers:
+        del model._nodes_by_depth[_BELOW_OUTPUTS]
+    for tensor in node.input_tensors:
+        producer = tensor._keras_history.operation
+        if node in producer._outbound_nodes:
+            producer._outbound_nodes.remove(node)
+    layer._inbound_nodes.remove(node)
+    model._tracker.untrack(layer)
+    delattr(model, name)
+
+
+def after_compute_loss(model: keras.Model, hook: Callable[[], None]) -> None:
+    """Makes `model` call `hook` whenever it has computed its loss."""
+    compute_loss = model.compute_loss
+
+    @functools.wraps(compute_loss)
+    def compute_loss_and_hook(*args, **kwargs):
+        loss = compute_loss(*args, **kwargs)
+        hook()
+        return loss
+
+    model.compute_loss = compute_loss_and_hook
+
+
+def restore_compute_loss(model: keras.Model) -> None:
+    """Undoes `after_compute_loss`."""
+    vars(model).pop("compute_loss", None)
+
+
+def forget_traces(model: keras.Model) -> None:
+    """Makes `fit`, `evaluate` and `predict` trace the model anew."""
+    model.train_function = None
+    model.test_function = None
+    model.predict_function = None
+
+
+def find_layers(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
+    """All layers of class `kind` in `model`, at any depth."""
+    return [
+        layer for layer in model._flatten_layers() if isinstance(layer, kind)
+    ]

@@ -1,0 +1,101 @@
+"""Everything that knows how KerasHub tasks take raw data."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+
+def preprocessed(
+    model: keras.Model, data: Any, batch_size: int
+) -> tuple[Any, int | None]:
+    """`data` as `keras.Model.evaluate` takes it, and the batch size to pass.
+
+    Args:
+        model: Any model. If it is a KerasHub task with a preprocessor, `data`
+            is what its `fit` takes as `x`, raw strings for example.
+        data: Arrays or nested tuples and dicts of them, or a dataset.
+        batch_size: Examples in a batch, where `data` does not come in batches.
+
+    Returns:
+        A tuple `(data, batch_size)`; the second is None for batched data.
+    """
+    is_batched = not _is_arrays(data)
+    if getattr(model, "preprocessor", None) is not None:
+        if _is_arrays(data):
+            batches = _PreprocessedBatches(model, data, batch_size)
+            return batches, None
+        return _map_preprocessor(model, data), None
+    return data, None if is_batched else batch_size
+
+
+def count_examples(data: Any) -> int | None:
+    """Number of examples in `data`, None where only iterating tells."""
+    if not _is_arrays(data):
+        return None
+    return min((len(leaf) for leaf in _leaves(data)), default=0)
+
+
+class _PreprocessedBatches(keras.utils.PyDataset):
+    """Batches of raw data, preprocessed one by one as they are asked for."""
+
+    def __init__(self, task, data, batch_size):
+        super().__init__()
+        self._task, self._data, self._batch_size = task, data, batch_size
+
+    def __len__(self):
+        return -(-count_examples(self._data) // self._batch_size)
+
+    def __getitem__(self, index):
+        start = index * self._batch_size
+        batch = _map_leaves(
+            self._data, lambda leaf: leaf[start : start + self._batch_size]
+        )
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(
+            self._task.preprocess_samples(batch)
+        )
+        return (keras.tree.map_structure(np.asarray, x),)
+
+
+def _map_preprocessor(task, dataset):
+    """A `tf.data` or Grain dataset, or an iterable of batches, preprocessed."""
+    if hasattr(dataset, "element_spec"):  # tf.data passes fields apart.
+        return dataset.map(task.preprocess_samples)
+    if hasattr(dataset, "map"):
+        return dataset.map(
+            lambda batch: task.preprocess_samples(
+                *keras.utils.unpack_x_y_sample_weight(batch)
+            )
+        )
+    raise ValueError(
+        "`data` must be what the task's `fit` takes as `x`: strings, arrays, "
+        "nested tuples or dicts of them, or a `tf.data` or Grain dataset. "
+        f"Received: data of type {type(dataset).__name__}"
+    )
+
+
+# A list is one array of examples, as in the `fit` of KerasHub.
+
+
+def _is_arrays(data):
+    return all(
+        isinstance(leaf, list)
+        or (hasattr(leaf, "shape") and hasattr(leaf, "__getitem__"))
+        for leaf in _leaves(data)
+    )
+
+
+def _leaves(data):
+    if isinstance(data, dict):
+        data = tuple(data.values())
+    if isinstance(data, tuple):
+        return [leaf for item in data for leaf in _leaves(item)]
+    return [data]
+
+
+def _map_leaves(data, function):
+    if isinstance(data, dict):
+        return {k: _map_leaves(v, function) for k, v in data.items()}
+    if isinstance(data, tuple):
+        return tuple(_map_leaves(item, function) for item in data)
+    return function(data)

@@ -1,0 +1,39 @@
+"""Metrics that a layer logs about its own training steps."""
+
+import keras
+from keras import ops
+
+
+def layers_update_metrics() -> bool:
+    """Whether a layer may update its metrics in `call`.
+
+    The JAX trainer runs the forward pass without the state of metrics, and
+    brings it in only for `Model.compute_loss`.
+    """
+    return keras.backend.backend() != "jax"
+
+
+class TrainingMean(keras.metrics.Mean):
+    """Mean over training steps that leaves evaluation logs alone.
+
+    Keras lists the metrics of a layer in the logs of `evaluate` as well, where
+    a value that only training produces would show up as `val_<name>: 0.0`.
+
+    Args:
+        name: Key in the logs.
+
+    Attributes:
+        is_training: Whether the step being traced has updated the metric.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name=name, dtype="float32")
+        self.is_training = False
+
+    def result(self):
+        """The mean, or an empty dict of logs if no training step was seen."""
+        try:
+            has_value = bool(ops.convert_to_tensor(self.count) > 0)
+        except TypeError:  # The value is not known while tracing a step.
+            has_value = self.is_training
+        return super().result() if has_value else {}
