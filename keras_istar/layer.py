@@ -14,6 +14,7 @@ from keras_istar.metrics import TrainingMean
 from keras_istar.metrics import layers_update_metrics
 from keras_istar.moments import Tensor
 from keras_istar.observation import current_observer
+from keras_istar.sampling import sampled_moments
 
 _DEFAULT_NAME = "i_star_regularization"  # What Keras makes of the class name.
 
@@ -53,6 +54,14 @@ class IStarRegularization(keras.layers.Layer):
         momentum: None, or a number in (0, 1) with which the layer maintains
             Σ_S as an exponential moving average of batch covariances,
             `momentum * Σ_S + (1 - momentum) * Σ`, starting from the first.
+        sync: Whether the tokens of all replicas are one cloud, so that training
+            on several devices is the same computation as on one. If False,
+            every replica scores its own tokens, as the authors' code does; the
+            mean of those scores is another, smaller number.
+        max_tokens: None for all tokens, or the number to draw at random in
+            each step (and replica), in equal parts from each state. Cheaper
+            for wide models; Σ_S keeps the score stable.
+        seed: Integer seed of that draw.
         **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
 
     Call arguments:
@@ -94,16 +103,24 @@ class IStarRegularization(keras.layers.Layer):
         strength: float = -1.0,
         shrinkage: float = 0.2,
         momentum: float | None = None,
+        sync: bool = True,
+        max_tokens: int | None = None,
+        seed: int | None = None,
         **kwargs: Any,
     ):
         strength = checks.check_real("strength", strength)
         shrinkage = checks.check_fraction("shrinkage", shrinkage)
         momentum = checks.check_momentum(momentum)
+        if max_tokens is not None:
+            max_tokens = checks.check_positive_int("max_tokens", max_tokens)
         # Nothing here is worth recomputing, and a loss added inside of a
         # recomputed function has no gradient.
         with keras.RematScope(mode=None):
             super().__init__(autocast=False, **kwargs)
         self.momentum = momentum
+        self.sync = sync
+        self.max_tokens = max_tokens
+        self.seed = seed
         self.supports_masking = True
         # One name for each state, for logs; `attach` sets the blocks' own.
         self.state_names = None
@@ -153,6 +170,8 @@ class IStarRegularization(keras.layers.Layer):
         self.has_shrinkage_covariance = self._add_state(
             "has_shrinkage_covariance"
         )
+        if self.max_tokens is not None:
+            self._draws = keras.random.SeedGenerator(self.seed)
         # Variables, so that assigning them needs no new trace.
         self._strength_variable = self._add_state("strength", self._strength)
         self._shrinkage_variable = self._add_state("shrinkage", self._shrinkage)
@@ -169,13 +188,14 @@ class IStarRegularization(keras.layers.Layer):
         return states[-1]
 
     def _regularize(self, states, masks):
-        local = moments.combine(
+        tokens = moments.combine(
             [
-                moments.token_moments(state, state_mask)
+                self._moments(state, state_mask, len(states))
                 for state, state_mask in zip(states, masks, strict=True)
             ]
         )
-        tokens = sum_over_replicas(local)
+        if self.sync:
+            tokens = sum_over_replicas(tokens)
         batch = moments.covariance(tokens)
         target = ops.where(
             self.has_shrinkage_covariance > 0,
@@ -194,6 +214,12 @@ class IStarRegularization(keras.layers.Layer):
         self._step = (score, penalty)
         if layers_update_metrics():
             self.log_step()
+
+    def _moments(self, state, mask, num_states):
+        if self.max_tokens is None:
+            return moments.token_moments(state, mask)
+        size = max(2, self.max_tokens // num_states)
+        return sampled_moments(state, mask, size, self._draws)
 
     def log_step(self) -> None:
         """Logs the training step that has just been traced, if it was one."""
@@ -266,6 +292,9 @@ class IStarRegularization(keras.layers.Layer):
                 "strength": self.strength,
                 "shrinkage": self.shrinkage,
                 "momentum": self.momentum,
+                "sync": self.sync,
+                "max_tokens": self.max_tokens,
+                "seed": self.seed,
             }
         )
         return config

@@ -49,7 +49,7 @@ def token_moments(hidden_states: Tensor, mask: Tensor | None = None) -> Moments:
     Returns:
         `Moments` of the tokens.
     """
-    tokens, weights = _flatten(hidden_states, mask)
+    tokens, weights = flatten_tokens(hidden_states, mask)
     center = _center(tokens, weights)
     joint = _scatter_and_offset(tokens, weights, center)
     return Moments(ops.sum(weights), center, joint[-1], joint[:-1])
@@ -57,7 +57,19 @@ def token_moments(hidden_states: Tensor, mask: Tensor | None = None) -> Moments:
 
 def token_center(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the unmasked tokens to rounding, `(dim,)`, as a constant."""
-    return _center(*_flatten(hidden_states, mask))
+    return _center(*flatten_tokens(hidden_states, mask))
+
+
+def flatten_tokens(
+    hidden_states: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Tokens `(tokens, dim)` and their weights `(tokens,)`, ones and zeros."""
+    tokens = ops.reshape(hidden_states, (-1, hidden_states.shape[-1]))
+    dtype = moments_dtype(tokens.dtype)
+    if mask is None:
+        return tokens, ops.ones((ops.shape(tokens)[0],), dtype)
+    counted = ops.cast(ops.reshape(mask, (-1,)), "bool")
+    return tokens, ops.cast(counted, dtype)
 
 
 def combine(parts: list[Moments]) -> Moments:
@@ -133,16 +145,6 @@ def scaled_identity(covariance: Tensor) -> Tensor:
 def moments_dtype(dtype: Any) -> str:
     """float64 for float64 states, float32 for every narrower type."""
     return "float64" if str(dtype).endswith("float64") else "float32"
-
-
-def _flatten(hidden_states, mask):
-    """Tokens `(tokens, dim)` and their weights `(tokens,)`, ones and zeros."""
-    tokens = ops.reshape(hidden_states, (-1, hidden_states.shape[-1]))
-    dtype = moments_dtype(tokens.dtype)
-    if mask is None:
-        return tokens, ops.ones((ops.shape(tokens)[0],), dtype)
-    counted = ops.cast(ops.reshape(mask, (-1,)), "bool")
-    return tokens, ops.cast(counted, dtype)
 
 
 def _center(tokens, weights):

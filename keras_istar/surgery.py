@@ -1,6 +1,7 @@
 """One line that regularizes a model: `attach`, and its undoing, `detach`."""
 
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 import keras
@@ -34,6 +35,7 @@ def attach(
     strength: float = -1.0,
     shrinkage: float = 0.2,
     momentum: float | None = None,
+    **options: Any,
 ) -> IStarRegularization:
     """Regularizes hidden states of a model, in place.
 
@@ -64,6 +66,7 @@ def attach(
         strength: The paper's λ, see `IStarRegularization`.
         shrinkage: The paper's ζ, see `IStarRegularization`.
         momentum: See `IStarRegularization`.
+        **options: Further arguments of `IStarRegularization`.
 
     Returns:
         The `IStarRegularization` layer.
@@ -83,7 +86,7 @@ def attach(
     >>> layer.strength
     1.0
     """
-    regularizer = IStarRegularization(strength, shrinkage, momentum)
+    regularizer = IStarRegularization(strength, shrinkage, momentum, **options)
     _check_functional(model)
     if _attached_models(model):
         raise ValueError(
