@@ -7,6 +7,7 @@ the model's own nodes, layers, config and outputs stay as they are.
 """
 
 import functools
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,8 @@ import keras
 from keras.src.models.functional import Functional
 
 _BELOW_OUTPUTS = -1  # Outputs are at depth 0.
+
+_suspended_modes = weakref.WeakKeyDictionary()
 
 
 class Call(NamedTuple):
@@ -96,6 +99,24 @@ def remove_observer(model: keras.Model, name: str) -> None:
     layer._inbound_nodes.remove(node)
     model._tracker.untrack(layer)
     delattr(model, name)
+
+
+def suspend_recomputation(model: keras.Model) -> None:
+    """Lets `keras.RematScope` recompute layers of `model`, but not all of it.
+
+    A loss that is added inside of a recomputed function has no gradient.
+    """
+    for nested in nested_models(model):
+        if nested._remat_mode is not None:
+            _suspended_modes[nested] = nested._remat_mode
+            nested._remat_mode = None
+
+
+def resume_recomputation(model: keras.Model) -> None:
+    """Undoes `suspend_recomputation`."""
+    for nested in nested_models(model):
+        if nested in _suspended_modes:
+            nested._remat_mode = _suspended_modes.pop(nested)
 
 
 def after_compute_loss(model: keras.Model, hook: Callable[[], None]) -> None:

@@ -56,7 +56,8 @@ def attach(
     Attach to the model that you `fit`: its traced functions are dropped, so
     that it works after a first `fit` as well as before. Attaching to a part of
     a model that has been trained already takes effect when the whole is
-    compiled again.
+    compiled again. A model built inside of `keras.RematScope` recomputes its
+    blocks as before, but no longer all of itself.
 
     Args:
         model: KerasHub `Task` or `Backbone`, or any Functional Keras model.
@@ -106,6 +107,7 @@ def attach(
             # Without a padding mask, Keras passes its own masks.
             mask=masks if any(m is not None for m in masks) else None,
         )
+    functional_graph.suspend_recomputation(model)
     if not layers_update_metrics():
         functional_graph.after_compute_loss(model, regularizer.log_step)
     functional_graph.forget_traces(model)
@@ -130,6 +132,7 @@ def detach(model: keras.Model) -> None:
         )
     for owner in attached:
         functional_graph.remove_observer(owner, _ATTRIBUTE)
+    functional_graph.resume_recomputation(model)
     functional_graph.restore_compute_loss(model)
     functional_graph.forget_traces(model)
 
