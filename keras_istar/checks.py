@@ -4,6 +4,7 @@ import math
 import numbers
 from typing import Any
 
+import keras
 from keras import ops
 
 
@@ -97,7 +98,7 @@ def check_mask_shape(mask_shape: tuple, shape: tuple, name: str) -> None:
 
 def _float_tensor(name, value):
     value = _tensor(name, value)
-    if not str(value.dtype).split(".")[-1].startswith(("float", "bfloat")):
+    if "float" not in keras.backend.standardize_dtype(value.dtype):
         value = ops.cast(value, "float32")
     return value
 

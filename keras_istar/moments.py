@@ -7,6 +7,7 @@ and replicas are all joined by `combine`.
 from typing import Any
 from typing import NamedTuple
 
+import keras
 from keras import ops
 
 from keras_istar.precision import matmul
@@ -144,7 +145,8 @@ def scaled_identity(covariance: Tensor) -> Tensor:
 
 def moments_dtype(dtype: Any) -> str:
     """float64 for float64 states, float32 for every narrower type."""
-    return "float64" if str(dtype).endswith("float64") else "float32"
+    is_double = keras.backend.standardize_dtype(dtype) == "float64"
+    return "float64" if is_double else "float32"
 
 
 def _center(tokens, weights):
