@@ -40,6 +40,27 @@ def check_positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def check_optional_positive_int(name: str, value: Any) -> int | None:
+    """Returns `value`; raises unless it is None or a whole number > 0."""
+    return None if value is None else check_positive_int(name, value)
+
+
+def check_optional_int(name: str, value: Any) -> int | None:
+    """Returns `value`; raises unless it is None or a whole number."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        _refuse(name, "`None` or an integer", value)
+    return int(value)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Returns `value`; raises unless it is True or False."""
+    if not isinstance(value, bool):
+        _refuse(name, "True or False", value)
+    return value
+
+
 def check_points(points: Any, mask: Any) -> tuple[Any, Any]:
     """`points` `(..., dim)` as a float tensor, `mask` `(...)` as a tensor."""
     points = _float_tensor("points", points)

@@ -153,7 +153,9 @@ def isoscore_from_covariance(covariance: Tensor) -> Tensor:
         is_zero, 1.0, squared_norm
     )
     score = (participation_ratio - 1.0) / (dim - 1.0)
-    return ops.clip(score, 0.0, 1.0)
+    # Rounding may put the value outside of [0, 1], which says nothing about
+    # the gradient: only the value is clipped.
+    return score + ops.stop_gradient(ops.clip(score, 0.0, 1.0) - score)
 
 
 def _standardize(points, mask):
@@ -166,6 +168,6 @@ def _standardize(points, mask):
     widths = ops.abs(ops.stop_gradient(points))
     if mask is not None:
         widths = ops.where(ops.cast(mask, "bool")[..., None], widths, 0.0)
-    spread = ops.max(widths)
+    spread = ops.max(widths, initial=0.0)
     spread = ops.where(spread > _SMALLEST_SPREAD, spread, 1.0)
     return points / spread, spread

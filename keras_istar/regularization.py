@@ -1,0 +1,211 @@
+"""What regularizers of hidden states have in common, as Keras layers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_istar import checks
+from keras_istar.distribution import ReplicaLosses
+from keras_istar.metrics import TrainingMean
+from keras_istar.metrics import layers_update_metrics
+from keras_istar.moments import Tensor
+from keras_istar.observation import current_observer
+
+
+class TunableNumber:
+    """Attribute of a layer that can be assigned without tracing anew.
+
+    Reading gives the Python number; traced code takes `layer.number(name)`.
+
+    Args:
+        check: Function of the name and a value that returns the number, or
+            raises.
+    """
+
+    def __init__(self, check: Callable[[str, Any], float]):
+        self._check = check
+
+    def __set_name__(self, owner, name):
+        self._name = name
+
+    def __get__(self, layer, owner=None):
+        return self if layer is None else layer._numbers.get(self._name)
+
+    def __set__(self, layer, value):
+        layer._numbers[self._name] = self._check(self._name, value)
+        if self._name in layer._number_variables:
+            layer._number_variables[self._name].assign(value)
+
+
+class HiddenStateRegularization(keras.layers.Layer):
+    """Adds `strength * loss(measure(hidden states))` to the loss.
+
+    The layer is an identity: it returns its (last) input, keeps Keras masks
+    and dtypes, and does nothing outside of training. A subclass says what it
+    measures and which loss that makes. Both the measure and the very number
+    that entered the loss are logged, under the names the subclass gives.
+
+    Args:
+        strength: Factor of the loss, any finite number.
+        **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
+
+    Call arguments:
+        hidden_states: Tensor of shape `(batch, length, dim)`, or a list.
+        mask: Optional `(batch, length)` tensor, or a list with one or None for
+            each state. Taken from the Keras masks if not given.
+        training: Whether to add the loss.
+
+    Attributes:
+        dim: Width of the hidden states, once built.
+        state_names: A name for each hidden state, for logs.
+    """
+
+    default_name: str  # What Keras makes of the class name.
+    measure_name: str
+    penalty_name: str
+    strength = TunableNumber(checks.check_real)
+
+    def __init__(self, strength: float, **kwargs: Any):
+        # Nothing here is worth recomputing, and a loss added inside of a
+        # recomputed function has no gradient.
+        with keras.RematScope(mode=None):
+            super().__init__(autocast=False, **kwargs)
+        self._numbers, self._number_variables = {}, {}
+        self.strength = strength
+        self.state_names = None
+        self.supports_masking = True
+        self._losses = ReplicaLosses()
+        self._step = None
+        self._measure = TrainingMean(self.log_name(self.measure_name))
+        self._penalty = TrainingMean(self.log_name(self.penalty_name))
+
+    def measure(self, states: list[Tensor], masks: list) -> Tensor:
+        """Scalar to log, from hidden states and a mask or None for each."""
+        raise NotImplementedError
+
+    def loss(self, measured: Tensor) -> Tensor:
+        """Scalar that `strength` multiplies."""
+        raise NotImplementedError
+
+    def build(self, input_shape):
+        shapes = as_list(input_shape, is_leaf=_is_shape)
+        for shape in shapes:
+            checks.check_width("hidden_states", shape)
+        widths = sorted({shape[-1] for shape in shapes})
+        if len(widths) > 1:
+            raise ValueError(
+                "`hidden_states` must all have the same width. "
+                f"Received: widths={widths}"
+            )
+        self.dim = widths[0]
+        if self.state_names is None:
+            self.state_names = tuple(f"layer_{i}" for i in range(len(shapes)))
+        for name, value in self._numbers.items():
+            self._number_variables[name] = self.add_state(name, value)
+
+    def call(self, hidden_states, mask=None, training=None):
+        states = as_list(hidden_states)
+        masks = _match_masks(states, mask)
+        self._measure.is_training = self._penalty.is_training = False
+        observer = current_observer()
+        if observer is not None:
+            observer.record(self, states, masks)
+        if training:
+            measured = self.measure(states, masks)
+            strength = ops.cast(self.number("strength"), measured.dtype)
+            penalty = strength * self.loss(measured)
+            self.add_loss(penalty)
+            self._step = (measured, penalty)
+            if layers_update_metrics():
+                self.log_step()
+        return states[-1]
+
+    def log_step(self) -> None:
+        """Logs the training step that has just been traced, if it was one."""
+        if self._step is not None:
+            measured, penalty = self._step
+            self._measure.update_state(measured)
+            self._penalty.update_state(penalty)
+            self._measure.is_training = self._penalty.is_training = True
+            self._step = None  # Nothing may outlive the trace.
+
+    def log_name(self, quantity: str) -> str:
+        """Key in logs: with the name of the layer, if it was given one."""
+        is_default = self.name.startswith(self.default_name)
+        return quantity if is_default else f"{self.name}_{quantity}"
+
+    def number(self, name: str) -> keras.Variable:
+        """The variable behind a `TunableNumber`."""
+        return self._number_variables[name]
+
+    def add_state(
+        self, name: str, value: float = 0.0, shape: tuple = ()
+    ) -> keras.Variable:
+        """A float32 variable to which every replica assigns the same value."""
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=keras.initializers.Constant(value),
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def compute_mask(self, inputs, previous_mask):
+        # The output is the last input itself, which still carries its mask.
+        return None
+
+    def compute_output_shape(self, input_shape):
+        return as_list(input_shape, is_leaf=_is_shape)[-1]
+
+    def compute_output_spec(self, hidden_states, mask=None, training=None):
+        states = as_list(hidden_states)
+        _match_masks(states, mask)
+        return keras.KerasTensor(states[-1].shape, dtype=states[-1].dtype)
+
+    def get_config(self):
+        return {**super().get_config(), **self._numbers}
+
+    def save_own_variables(self, store):
+        # Numbers live in the config; weight files hold what was estimated.
+        for variable in self.estimates():
+            store[variable.name] = variable
+
+    def load_own_variables(self, store):
+        # A file of a model without this layer leaves the estimates alone.
+        for variable in self.estimates():
+            if variable.name in store.keys():
+                variable.assign(store[variable.name])
+
+    def estimates(self) -> list[keras.Variable]:
+        """Variables to save with the model."""
+        return []
+
+
+def as_list(value, is_leaf=lambda x: not isinstance(x, (list, tuple))):
+    return [value] if is_leaf(value) else list(value)
+
+
+def _is_shape(value):
+    return value is None or not isinstance(value[0], (list, tuple))
+
+
+def _match_masks(states, mask):
+    """One mask, or None, for each state; raises where a mask does not fit."""
+    masks = as_list(mask)
+    if len(masks) == 1:
+        masks = masks * len(states)
+    if len(masks) != len(states):
+        raise ValueError(
+            "`mask` must be one mask or a list with one for each of the "
+            f"{len(states)} `hidden_states`. Received: len(mask)={len(masks)}"
+        )
+    for state, state_mask in zip(states, masks, strict=True):
+        if state_mask is not None:
+            checks.check_mask_shape(
+                state_mask.shape, state.shape, "hidden_states"
+            )
+    return masks
