@@ -4,6 +4,7 @@ from keras_istar.isotropy import isoscore_from_covariance
 from keras_istar.isotropy import isoscore_star
 from keras_istar.layer import IStarRegularization
 from keras_istar.surgery import attach
+from keras_istar.surgery import attach_regularizer
 from keras_istar.surgery import detach
 from keras_istar.version import __version__
 
@@ -12,6 +13,7 @@ __all__ = [
     "IStarCallback",
     "IStarRegularization",
     "attach",
+    "attach_regularizer",
     "detach",
     "isoscore",
     "isoscore_from_covariance",

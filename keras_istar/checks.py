@@ -24,6 +24,20 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_open_fraction(name: str, value: Any) -> float:
+    """Returns `value` as a float; raises unless it is strictly in (0, 1)."""
+    if not 0 < check_real(name, value) < 1:
+        _refuse(name, "strictly between 0 and 1", value)
+    return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Returns `value` as a float; raises unless it is finite and > 0."""
+    if not check_real(name, value) > 0:
+        _refuse(name, "greater than 0", value)
+    return float(value)
+
+
 def check_momentum(value: Any) -> float | None:
     """Returns `value`; raises unless it is None or strictly in (0, 1)."""
     if value is not None and not 0 < check_real("momentum", value) < 1:

@@ -6,10 +6,12 @@ sums over tokens are already sums over all devices: nothing is left to do.
 
 import contextlib
 import threading
+from collections.abc import MutableSequence
 
 import keras
 from keras import ops
 
+from keras_istar import functional_graph
 from keras_istar import moments
 from keras_istar.moments import Moments
 
@@ -57,30 +59,51 @@ def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
-class ReplicaLosses(threading.local):
-    """The list of a layer's losses, one for each replica.
+def separate_losses(layer: keras.layers.Layer) -> None:
+    """Gives every replica its own lists of losses, in the model at work.
 
     `MirroredStrategy` traces replicas in threads and switches between them at
-    every all-reduce. A plain list would collect the losses of all of them.
+    every all-reduce. Lists that replicas share would lose the losses of some
+    and count those of others twice, whichever layer they come from.
+
+    Args:
+        layer: Layer that is being called, by a model perhaps.
     """
+    if _has_strategy():
+        functional_graph.replace_losses(layer, ReplicaLosses)
+
+
+class ReplicaLosses(threading.local, MutableSequence):
+    """A list of losses, another one in each thread, empty at first."""
 
     def __init__(self):
         self._losses = []
 
-    def extend(self, losses):
-        self._losses.extend(losses)
-
-    def clear(self):
-        self._losses.clear()
-
     def __getitem__(self, index):
         return self._losses[index]
 
-    def __iter__(self):
-        return iter(self._losses)
+    def __setitem__(self, index, value):
+        self._losses[index] = value
+
+    def __delitem__(self, index):
+        del self._losses[index]
 
     def __len__(self):
         return len(self._losses)
+
+    def __reduce__(self):
+        return list, (list(self),)
+
+    def insert(self, index, value):
+        self._losses.insert(index, value)
+
+
+def _has_strategy():
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return tf.distribute.has_strategy()
 
 
 def _replica_context():
@@ -88,12 +111,10 @@ def _replica_context():
 
     Symbolic calls under `strategy.scope()` run outside of any replica.
     """
-    if keras.backend.backend() != "tensorflow":
+    if not _has_strategy():
         return None
     import tensorflow as tf
 
-    if not tf.distribute.has_strategy():
-        return None
     if tf.distribute.in_cross_replica_context():
         return None
     return tf.distribute.get_replica_context()

@@ -10,6 +10,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import MutableSequence
 from typing import Any
 from typing import NamedTuple
 
@@ -101,6 +102,18 @@ def remove_observer(model: keras.Model, name: str) -> None:
     delattr(model, name)
 
 
+def observers(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """The layers that `add_observer` gave to `model`, by name."""
+    layers = [
+        node.operation for node in model._nodes_by_depth.get(_BELOW_OUTPUTS, [])
+    ]
+    return {
+        name: value
+        for name, value in vars(model).items()
+        if any(value is layer for layer in layers)
+    }
+
+
 def suspend_recomputation(model: keras.Model) -> None:
     """Lets `keras.RematScope` recompute layers of `model`, but not all of it.
 
@@ -135,6 +148,23 @@ def after_compute_loss(model: keras.Model, hook: Callable[[], None]) -> None:
 def restore_compute_loss(model: keras.Model) -> None:
     """Undoes `after_compute_loss`."""
     vars(model).pop("compute_loss", None)
+
+
+def replace_losses(
+    layer: keras.layers.Layer, make_list: type[MutableSequence]
+) -> None:
+    """Makes all layers of the model that calls `layer` use other lists.
+
+    Args:
+        layer: Layer that is being called; the model may be itself.
+        make_list: Class of lists in which layers are to keep their losses.
+    """
+    model = layer._get_call_context().entry_layer
+    for part in model._flatten_layers():
+        if not isinstance(part._losses, make_list):
+            losses = make_list()
+            losses.extend(part._losses)
+            part._losses = losses
 
 
 def forget_traces(model: keras.Model) -> None:

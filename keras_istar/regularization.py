@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_istar import checks
-from keras_istar.distribution import ReplicaLosses
+from keras_istar.distribution import separate_losses
 from keras_istar.metrics import TrainingMean
 from keras_istar.metrics import layers_update_metrics
 from keras_istar.moments import Tensor
@@ -62,6 +62,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         state_names: A name for each hidden state, for logs.
     """
 
+    default_layers: str | int = "all"  # For `attach_regularizer`.
     default_name: str  # What Keras makes of the class name.
     measure_name: str
     penalty_name: str
@@ -76,7 +77,6 @@ class HiddenStateRegularization(keras.layers.Layer):
         self.strength = strength
         self.state_names = None
         self.supports_masking = True
-        self._losses = ReplicaLosses()
         self._step = None
         self._measure = TrainingMean(self.log_name(self.measure_name))
         self._penalty = TrainingMean(self.log_name(self.penalty_name))
@@ -93,21 +93,18 @@ class HiddenStateRegularization(keras.layers.Layer):
         shapes = as_list(input_shape, is_leaf=_is_shape)
         for shape in shapes:
             checks.check_width("hidden_states", shape)
-        widths = sorted({shape[-1] for shape in shapes})
-        if len(widths) > 1:
-            raise ValueError(
-                "`hidden_states` must all have the same width. "
-                f"Received: widths={widths}"
-            )
-        self.dim = widths[0]
+        self.dim = shapes[0][-1]
+        self._check_widths(shapes)
         if self.state_names is None:
             self.state_names = tuple(f"layer_{i}" for i in range(len(shapes)))
         for name, value in self._numbers.items():
             self._number_variables[name] = self.add_state(name, value)
 
     def call(self, hidden_states, mask=None, training=None):
+        separate_losses(self)
         states = as_list(hidden_states)
         masks = _match_masks(states, mask)
+        self._check_widths([state.shape for state in states])
         self._measure.is_training = self._penalty.is_training = False
         observer = current_observer()
         if observer is not None:
@@ -121,6 +118,14 @@ class HiddenStateRegularization(keras.layers.Layer):
             if layers_update_metrics():
                 self.log_step()
         return states[-1]
+
+    def _check_widths(self, shapes):
+        widths = [shape[-1] for shape in shapes]
+        if any(width != self.dim for width in widths):
+            raise ValueError(
+                f"`hidden_states` must all have width {self.dim}. "
+                f"Received: widths={widths}"
+            )
 
     def log_step(self) -> None:
         """Logs the training step that has just been traced, if it was one."""

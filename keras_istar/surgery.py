@@ -2,31 +2,16 @@
 
 from collections.abc import Sequence
 from typing import Any
-from typing import NamedTuple
 
 import keras
 
 from keras_istar import functional_graph
 from keras_istar.distribution import strategy_scope
-from keras_istar.functional_graph import Call
+from keras_istar.hidden_states import check_functional
+from keras_istar.hidden_states import find_states
 from keras_istar.layer import IStarRegularization
 from keras_istar.metrics import layers_update_metrics
-
-_ATTRIBUTE = "istar_regularization"
-
-_ATTENTION = (
-    keras.layers.AdditiveAttention,
-    keras.layers.Attention,
-    keras.layers.GroupQueryAttention,
-    keras.layers.MultiHeadAttention,
-)
-
-
-class _State(NamedTuple):
-    """A hidden state: its name in logs, and the call that makes it."""
-
-    name: str
-    call: Call
+from keras_istar.regularization import HiddenStateRegularization
 
 
 def attach(
@@ -88,30 +73,64 @@ def attach(
     1.0
     """
     regularizer = IStarRegularization(strength, shrinkage, momentum, **options)
-    _check_functional(model)
-    if _attached_models(model):
+    attach_regularizer(model, regularizer, layers)
+    return regularizer
+
+
+def attach_regularizer(
+    model: keras.Model,
+    regularizer: HiddenStateRegularization,
+    layers: str | int | Sequence[int | str] | None = None,
+) -> None:
+    """Regularizes hidden states of a model with any regularizer, in place.
+
+    Args:
+        model: As for `attach`.
+        regularizer: New layer, such as `CosineRegularization(strength=1.0)`. A
+            model may have several, of different classes.
+        layers: As for `attach`; None for what is usual with the regularizer:
+            the last block for `CosineRegularization`, else all blocks.
+
+    Raises:
+        ValueError: As `attach`.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 4))
+    >>> hidden = keras.layers.Dense(16, name="encoder")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    >>> cosine = keras_istar.CosineRegularization(strength=1.0)
+    >>> keras_istar.attach_regularizer(model, cosine, layers="encoder")
+    >>> cosine.built
+    True
+    """
+    if not isinstance(regularizer, HiddenStateRegularization):
+        raise ValueError(
+            "`regularizer` must be a layer such as `IStarRegularization`. "
+            f"Received: regularizer={regularizer!r}"
+        )
+    check_functional(model)
+    name = regularizer.default_name
+    if any(
+        name in functional_graph.observers(nested)
+        for nested in functional_graph.nested_models(model)
+    ):
         raise ValueError(
             "`model` is already attached; call `detach(model)` first. "
             f"Received: model={model.name!r}"
         )
-    owner, states = _find_states(model, layers)
-    _check_widths(states)
-    regularizer.state_names = tuple(state.name for state in states)
-    masks = [_padding_mask(owner, state.call) for state in states]
+    states = find_states(
+        model, regularizer.default_layers if layers is None else layers
+    )
+    regularizer.state_names = states.names
     with strategy_scope(model):
         functional_graph.add_observer(
-            owner,
-            _ATTRIBUTE,
-            regularizer,
-            [state.call.output for state in states],
-            # Without a padding mask, Keras passes its own masks.
-            mask=masks if any(m is not None for m in masks) else None,
+            states.owner, name, regularizer, states.tensors, mask=states.masks
         )
     functional_graph.suspend_recomputation(model)
     if not layers_update_metrics():
         functional_graph.after_compute_loss(model, regularizer.log_step)
     functional_graph.forget_traces(model)
-    return regularizer
 
 
 def detach(model: keras.Model) -> None:
@@ -123,153 +142,19 @@ def detach(model: keras.Model) -> None:
     Raises:
         ValueError: If nothing is attached to `model`.
     """
-    _check_functional(model)
-    attached = _attached_models(model)
+    check_functional(model)
+    attached = [
+        (nested, name)
+        for nested in functional_graph.nested_models(model)
+        for name in functional_graph.observers(nested)
+    ]
     if not attached:
         raise ValueError(
             "`model` must have been attached before. "
             f"Received: model={model.name!r}"
         )
-    for owner in attached:
-        functional_graph.remove_observer(owner, _ATTRIBUTE)
+    for nested, name in attached:
+        functional_graph.remove_observer(nested, name)
     functional_graph.resume_recomputation(model)
     functional_graph.restore_compute_loss(model)
     functional_graph.forget_traces(model)
-
-
-def _check_functional(model):
-    if not functional_graph.is_functional(model):
-        kind = getattr(model, "__class__", type(model)).__name__
-        raise ValueError(
-            "`model` must be a KerasHub task or backbone, or a Functional "
-            "Keras model. In a subclassed or Sequential model, make an "
-            "`IStarRegularization` layer yourself and call it on the hidden "
-            "states: `x = self.istar([h1, h2], mask=mask)`. "
-            f"Received: model of type {kind}"
-        )
-
-
-def _attached_models(model):
-    return [
-        m
-        for m in functional_graph.nested_models(model)
-        if hasattr(m, _ATTRIBUTE)
-    ]
-
-
-def _find_states(model, layers):
-    """The (nested) model that has the asked layers, and their states."""
-    items = [layers] if isinstance(layers, (str, int)) else list(layers)
-    if not items:
-        raise ValueError(
-            f"`layers` must name at least one layer. Received: layers={layers}"
-        )
-    names = {item for item in items if isinstance(item, str)} - {"all"}
-    models = list(functional_graph.nested_models(model))
-    for owner in models:
-        calls = functional_graph.layer_calls(owner)
-        blocks = [call for call in calls if _is_block(call)]
-        if names <= {call.layer.name for call in calls} and (
-            blocks or len(names) == len(items)
-        ):
-            return owner, _choose(items, calls, blocks)
-    raise _nothing_found(models, names, layers)
-
-
-def _nothing_found(models, names, layers):
-    known = {
-        call.layer.name: None  # A dict, to keep the order.
-        for owner in models
-        for call in functional_graph.layer_calls(owner)
-    }
-    missing = sorted(names - set(known))
-    problem = (
-        f"has no layer named {missing}" if missing else "has no encoder blocks"
-    )
-    return ValueError(
-        f"`layers` must choose hidden states of the model, which {problem}. "
-        f"Names there are: {list(known)}. Received: layers={layers!r}"
-    )
-
-
-def _choose(items, calls, blocks):
-    """The states asked for, each once, in the order in which they run."""
-    index_of = {id(block): i for i, block in enumerate(blocks)}
-    chosen = set()
-    for item in items:
-        if item == "all":
-            chosen.update(id(block) for block in blocks)
-        elif isinstance(item, str):
-            named = [call for call in calls if call.layer.name == item]
-            for call in named:
-                _check_state(call)
-            chosen.update(id(call) for call in named)
-        else:
-            chosen.add(id(_block_at(blocks, item)))
-    return [
-        _State(_state_name(call, index_of), call)
-        for call in calls
-        if id(call) in chosen
-    ]
-
-
-def _state_name(call, index_of):
-    if id(call) in index_of:
-        return f"layer_{index_of[id(call)]}"
-    return call.layer.name
-
-
-def _block_at(blocks, index):
-    if isinstance(index, bool) or not isinstance(index, int):
-        raise ValueError(
-            "`layers` must hold indices and names of layers. "
-            f"Received: {index!r} in layers"
-        )
-    if not -len(blocks) <= index < len(blocks):
-        raise ValueError(
-            f"`layers` must hold indices from {-len(blocks)} to "
-            f"{len(blocks) - 1}, the model has {len(blocks)} blocks. "
-            f"Received: {index} in layers"
-        )
-    return blocks[index]
-
-
-def _is_block(call):
-    shape = tuple(call.output.shape)
-    return (
-        len(shape) == 3
-        and shape in [tuple(x.shape) for x in call.inputs]
-        and functional_graph.is_composite(call.layer)
-        and not isinstance(call.layer, _ATTENTION)
-    )
-
-
-def _check_state(call):
-    shape = tuple(call.output.shape)
-    if len(shape) < 2 or shape[-1] is None or shape[-1] < 2:
-        raise ValueError(
-            "`layers` must choose layers with an output `(..., dim)`, dim at "
-            f"least 2. Received: {call.layer.name!r} with output shape {shape}"
-        )
-
-
-def _check_widths(states):
-    widths = {state.name: state.call.output.shape[-1] for state in states}
-    if len(set(widths.values())) > 1:
-        raise ValueError(
-            "`layers` must choose hidden states of one width. "
-            f"Received: widths={widths}"
-        )
-
-
-def _padding_mask(model, call):
-    """The input of `model` that tells padding from tokens in this state.
-
-    Encoder-decoders name theirs `encoder_padding_mask` and
-    `decoder_padding_mask`, and their blocks likewise.
-    """
-    for tensor in model.inputs:
-        side, found, _ = tensor.name.partition("padding_mask")
-        if found and side.strip("_") in call.layer.name:
-            return tensor
-    return None
