@@ -140,7 +140,10 @@ def _float_tensor(name, value):
 
 def _tensor(name, value):
     try:
-        return ops.convert_to_tensor(value)
+        value = ops.convert_to_tensor(value)
+        if keras.backend.standardize_dtype(value.dtype) == "string":
+            raise TypeError("Text is no number.")
+        return value
     except Exception as e:
         raise ValueError(
             f"`{name}` must be a tensor or array of numbers. "

@@ -107,9 +107,11 @@ def observers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     layers = [
         node.operation for node in model._nodes_by_depth.get(_BELOW_OUTPUTS, [])
     ]
+    # The PyTorch backend keeps layers apart from other attributes.
+    attributes = {**vars(model), **vars(model).get("_modules", {})}
     return {
         name: value
-        for name, value in vars(model).items()
+        for name, value in attributes.items()
         if any(value is layer for layer in layers)
     }
 

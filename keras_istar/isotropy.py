@@ -139,8 +139,8 @@ def isoscore_from_covariance(covariance: Tensor) -> Tensor:
 
     >>> float(keras_istar.isoscore_from_covariance(np.eye(3)))
     1.0
-    >>> float(keras_istar.isoscore_from_covariance(np.diag([3.0, 1.0])))
-    0.6
+    >>> float(keras_istar.isoscore_from_covariance(np.diag([2.0, 0.0])))
+    0.0
     """
     covariance = check_covariance("covariance", covariance)
     dim = covariance.shape[-1]

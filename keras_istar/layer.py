@@ -130,12 +130,7 @@ class IStarRegularization(HiddenStateRegularization):
             self._draws = keras.random.SeedGenerator(self.seed)
 
     def measure(self, states, masks):
-        tokens = moments.combine(
-            [
-                self._moments(state, mask, len(states))
-                for state, mask in zip(states, masks, strict=True)
-            ]
-        )
+        tokens = self._moments(states, masks)
         if self.sync:
             tokens = sum_over_replicas(tokens)
         batch = moments.covariance(tokens)
@@ -154,11 +149,16 @@ class IStarRegularization(HiddenStateRegularization):
     def loss(self, measured):
         return 1.0 - measured
 
-    def _moments(self, state, mask, num_states):
+    def _moments(self, states, masks):
         if self.max_tokens is None:
-            return moments.token_moments(state, mask)
-        size = max(2, self.max_tokens // num_states)
-        return sampled_moments(state, mask, size, self._draws)
+            return moments.union_moments(states, masks)
+        size = max(2, self.max_tokens // len(states))
+        return moments.combine(
+            [
+                sampled_moments(state, mask, size, self._draws)
+                for state, mask in zip(states, masks, strict=True)
+            ]
+        )
 
     def _update_shrinkage_covariance(self, count, batch):
         """One step of the moving average, skipped where it would be damaged."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_istar.autodiff import custom_gradient
 from keras_istar.precision import matmul
 
 Tensor = Any  # A tensor of the active Keras backend.
@@ -39,9 +40,6 @@ class Moments(NamedTuple):
 def token_moments(hidden_states: Tensor, mask: Tensor | None = None) -> Moments:
     """Moments of the unmasked tokens, in float32 or better.
 
-    The gradient keeps only `hidden_states`, the mask and `(dim,)` vectors for
-    the backward pass, which costs one matrix product.
-
     Args:
         hidden_states: Float tensor of shape `(..., dim)`.
         mask: Optional tensor of shape `(...)`; a token counts where it is true
@@ -50,27 +48,62 @@ def token_moments(hidden_states: Tensor, mask: Tensor | None = None) -> Moments:
     Returns:
         `Moments` of the tokens.
     """
-    tokens, weights = flatten_tokens(hidden_states, mask)
-    center = _center(tokens, weights)
-    joint = _scatter_and_offset(tokens, weights, center)
-    return Moments(ops.sum(weights), center, joint[-1], joint[:-1])
+    return union_moments([hidden_states], [mask])
+
+
+def union_moments(states: list[Tensor], masks: list[Tensor | None]) -> Moments:
+    """Moments of the unmasked tokens of several states, as one cloud.
+
+    The same as `combine` of their `token_moments`, but sums of one kind are
+    added up before anything else is done with them. Where XLA shards the
+    tokens over devices, each kind then travels in one all-reduce: first the
+    sums that make the centers, then one matrix and the offsets.
+
+    The gradient keeps only the states, the masks and `(dim,)` vectors for the
+    backward pass, which costs one matrix product a state.
+
+    Args:
+        states: Float tensors of shape `(..., dim)`.
+        masks: For each state, None or a tensor of its shape without `dim`.
+
+    Returns:
+        `Moments` of all their tokens.
+    """
+    flat = [flatten_tokens(*pair) for pair in zip(states, masks, strict=True)]
+    counts = ops.stack([_count(*tokens) for tokens in flat])
+    per_token = 1.0 / ops.maximum(counts, 1.0)[:, None]
+    totals = [ops.sum(_deviations(0.0, *tokens), axis=0) for tokens in flat]
+    centers = ops.stop_gradient(ops.stack(totals) * per_token)
+    sums = [
+        _sums_about(center, *tokens)
+        for center, tokens in zip(ops.unstack(centers), flat, strict=True)
+    ]
+    products, totals = zip(*sums, strict=True)
+    offsets = ops.stack(totals) * per_token
+    # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
+    # rounding error of a center, so nothing cancels.
+    scaled = ops.sqrt(counts)[:, None] * offsets
+    correction = matmul(ops.transpose(scaled), scaled)
+    scatter = sum(products[1:], start=products[0]) - correction
+    return merge(counts, centers, offsets, scatter)
 
 
 def token_center(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the unmasked tokens to rounding, `(dim,)`, as a constant."""
-    return _center(*flatten_tokens(hidden_states, mask))
+    tokens = flatten_tokens(hidden_states, mask)
+    total = ops.sum(_deviations(0.0, *tokens), axis=0)
+    return ops.stop_gradient(total / ops.maximum(_count(*tokens), 1.0))
 
 
 def flatten_tokens(
     hidden_states: Tensor, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Tokens `(tokens, dim)` and their weights `(tokens,)`, ones and zeros."""
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens `(tokens, dim)`, and ones and zeros if there is a mask."""
     tokens = ops.reshape(hidden_states, (-1, hidden_states.shape[-1]))
-    dtype = moments_dtype(tokens.dtype)
     if mask is None:
-        return tokens, ops.ones((ops.shape(tokens)[0],), dtype)
-    counted = ops.cast(ops.reshape(mask, (-1,)), "bool")
-    return tokens, ops.cast(counted, dtype)
+        return tokens, None
+    is_real = ops.cast(ops.reshape(mask, (-1,)), "bool")
+    return tokens, ops.cast(is_real, moments_dtype(tokens.dtype))
 
 
 def combine(parts: list[Moments]) -> Moments:
@@ -149,53 +182,44 @@ def moments_dtype(dtype: Any) -> str:
     return "float64" if is_double else "float32"
 
 
-def _center(tokens, weights):
-    total = ops.sum(_centered(tokens, weights, 0.0), axis=0)
-    return ops.stop_gradient(total / ops.maximum(ops.sum(weights), 1.0))
+def _count(tokens, weights):
+    if weights is None:
+        return ops.cast(ops.shape(tokens)[0], moments_dtype(tokens.dtype))
+    return ops.sum(weights)
 
 
-def _centered(tokens, weights, center):
+def _deviations(center, tokens, weights):
     """`tokens - center`, zero where masked: `(tokens, dim)`."""
-    tokens = ops.cast(tokens, weights.dtype)
-    return ops.where(weights[:, None] > 0, tokens - center, 0.0)
+    deviations = ops.cast(tokens, moments_dtype(tokens.dtype)) - center
+    return _zero_masked(deviations, weights)
 
 
-@ops.custom_gradient
-def _scatter_and_offset(tokens, weights, center):
-    """Scatter about the mean, and below it the mean about `center`.
+def _zero_masked(values, weights):
+    if weights is None:
+        return values
+    return ops.where(weights[:, None] > 0, values, 0.0)
 
-    One tensor, because the PyTorch backend differentiates no more.
+
+@custom_gradient
+def _sums_about(center, tokens, weights):
+    """Sums of the outer products of deviations, and of the deviations.
 
     Args:
-        tokens: `(tokens, dim)`, any float dtype.
-        weights: `(tokens,)`, ones and zeros.
         center: `(dim,)`, a constant.
+        tokens: `(tokens, dim)`, any float dtype.
+        weights: None, or ones and zeros of shape `(tokens,)`.
 
     Returns:
-        Tensor of shape `(dim + 1, dim)`.
+        Tensors of shape `(dim, dim)` and `(dim,)`.
     """
-    count = ops.maximum(ops.sum(weights), 1.0)
-    deviations = _centered(tokens, weights, center)
-    offset = ops.sum(deviations, axis=0, keepdims=True) / count
-    # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
-    # rounding error of `center`, so nothing cancels.
-    scatter = matmul(ops.transpose(deviations), deviations)
-    scatter = scatter - count * ops.transpose(offset) * offset
+    deviations = _deviations(center, tokens, weights)
+    products = matmul(ops.transpose(deviations), deviations)
 
-    def gradient(*args, upstream=None):
-        upstream = args[0] if upstream is None else upstream
-        d_scatter, d_offset = upstream[:-1], upstream[-1]
-        # d scatter = sum dx (x - m)^T + (x - m) dx^T. The term in dm vanishes
-        # because deviations from the mean sum to zero.
-        deviations = _centered(tokens, weights, center) - offset
-        d_tokens = matmul(deviations, d_scatter + ops.transpose(d_scatter))
-        d_tokens = ops.where(
-            weights[:, None] > 0, d_tokens + d_offset / count, 0.0
-        )
-        return (
-            ops.cast(d_tokens, tokens.dtype),
-            ops.zeros_like(weights),
-            ops.zeros_like(center),
-        )
+    def gradient(d_products, d_total):
+        # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
+        both = d_products + ops.transpose(d_products)
+        deviations = _deviations(center, tokens, weights)
+        d_tokens = _zero_masked(matmul(deviations, both) + d_total, weights)
+        return None, ops.cast(d_tokens, tokens.dtype), None
 
-    return ops.concatenate([scatter, offset]), gradient
+    return (products, ops.sum(deviations, axis=0)), gradient

@@ -29,6 +29,8 @@ def sampled_moments(
     Returns:
         `Moments` that count all unmasked tokens, not only those drawn.
     """
+    if mask is None:
+        mask = ops.ones(ops.shape(hidden_states)[:-1], "bool")
     tokens, weights = moments.flatten_tokens(hidden_states, mask)
     drawn, is_real = _draw(weights, size, seed)
     sample = moments.token_moments(ops.take(tokens, drawn, axis=0), is_real)

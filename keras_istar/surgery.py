@@ -141,6 +141,16 @@ def detach(model: keras.Model) -> None:
 
     Raises:
         ValueError: If nothing is attached to `model`.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 4))
+    >>> hidden = keras.layers.Dense(16, name="encoder")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    >>> layer = keras_istar.attach(model, layers="encoder")
+    >>> keras_istar.detach(model)
+    >>> len(model.non_trainable_weights)
+    0
     """
     check_functional(model)
     attached = [
