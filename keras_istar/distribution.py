@@ -1,12 +1,16 @@
-"""Everything that knows of `tf.distribute`.
+"""Everything that knows of `tf.distribute` and `torch.distributed`.
 
 On the JAX backend `keras.distribution` shards one global program, in which
 sums over tokens are already sums over all devices: nothing is left to do.
 """
 
 import contextlib
+import functools
 import threading
+from collections.abc import Callable
 from collections.abc import MutableSequence
+from typing import Any
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -14,6 +18,7 @@ from keras import ops
 from keras_istar import functional_graph
 from keras_istar import moments
 from keras_istar.moments import Moments
+from keras_istar.moments import Tensor
 
 
 def sum_over_replicas(local: Moments) -> Moments:
@@ -27,17 +32,16 @@ def sum_over_replicas(local: Moments) -> Moments:
         [ centers  counts ]   one row a replica
         [ offsets  0      ]   one row a replica
 
-    The gradient of the sum is the sum of the gradients, which is what every
-    replica's share of the loss adds up to.
+    The gradient of the sum is the sum of the gradients of all replicas. It is
+    exact if every replica's loss has the weight 1 / replicas: Keras and
+    PyTorch's `DistributedDataParallel` see to that.
     """
-    context = _replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
+    replicas = _replicas()
+    if replicas is None or replicas.count == 1:
         return local
-    import tensorflow as tf
-
-    dim, replicas = local.scatter.shape[-1], context.num_replicas_in_sync
+    dim = local.scatter.shape[-1]
     own_row = ops.one_hot(
-        context.replica_id_in_sync_group, replicas, dtype=local.scatter.dtype
+        replicas.index, replicas.count, dtype=local.scatter.dtype
     )[:, None]
     table = ops.concatenate(
         [
@@ -46,8 +50,8 @@ def sum_over_replicas(local: Moments) -> Moments:
             own_row * ops.append(local.offset, 0.0),
         ]
     )
-    table = context.all_reduce(tf.distribute.ReduceOp.SUM, table)
-    scatter, centers, offsets = ops.split(table, [dim, dim + replicas])
+    table = replicas.all_reduce(table)
+    scatter, centers, offsets = ops.split(table, [dim, dim + replicas.count])
     return moments.merge(
         centers[:, dim], centers[:, :dim], offsets[:, :dim], scatter[:, :dim]
     )
@@ -98,6 +102,30 @@ class ReplicaLosses(threading.local, MutableSequence):
         self._losses.insert(index, value)
 
 
+class _Replicas(NamedTuple):
+    """The replicas that train together, seen from one of them.
+
+    Attributes:
+        index: Which one this is, from 0.
+        count: How many there are.
+        all_reduce: Differentiable function of a tensor that returns its sum
+            over all replicas.
+    """
+
+    index: Any
+    count: int
+    all_reduce: Callable[[Tensor], Tensor]
+
+
+def _replicas():
+    """The replicas around this code, None where there can be none."""
+    if _has_strategy():
+        return _tensorflow_replicas()
+    if keras.backend.backend() == "torch":
+        return _torch_replicas()
+    return None
+
+
 def _has_strategy():
     if keras.backend.backend() != "tensorflow":
         return False
@@ -106,15 +134,45 @@ def _has_strategy():
     return tf.distribute.has_strategy()
 
 
-def _replica_context():
-    """The replica this code runs in, if there are replicas at all.
-
-    Symbolic calls under `strategy.scope()` run outside of any replica.
-    """
-    if not _has_strategy():
-        return None
+def _tensorflow_replicas():
     import tensorflow as tf
 
+    # Symbolic calls under `strategy.scope()` run outside of any replica.
     if tf.distribute.in_cross_replica_context():
         return None
-    return tf.distribute.get_replica_context()
+    context = tf.distribute.get_replica_context()
+    return _Replicas(
+        context.replica_id_in_sync_group,
+        context.num_replicas_in_sync,
+        functools.partial(context.all_reduce, tf.distribute.ReduceOp.SUM),
+    )
+
+
+def _torch_replicas():
+    from torch import distributed
+
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    return _Replicas(
+        distributed.get_rank(),
+        distributed.get_world_size(),
+        _make_torch_all_reduce(),
+    )
+
+
+@functools.cache
+def _make_torch_all_reduce():
+    import torch
+
+    class AllReduce(torch.autograd.Function):
+        @staticmethod
+        def forward(context, tensor):
+            total = tensor.clone()
+            torch.distributed.all_reduce(total)
+            return total
+
+        @staticmethod
+        def backward(context, gradient):
+            return AllReduce.apply(gradient)
+
+    return AllReduce.apply

@@ -218,7 +218,10 @@ def _sums_about(center, tokens, weights):
     def gradient(d_products, d_total):
         # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
         both = d_products + ops.transpose(d_products)
-        deviations = _deviations(center, tokens, weights)
+        # Made to depend on the gradient, lest a compiler keep the deviations of
+        # the forward pass until now. A NaN in it would come out anyway.
+        center_again = ops.where(ops.isnan(both[0]), both[0], center)
+        deviations = _deviations(center_again, tokens, weights)
         d_tokens = _zero_masked(matmul(deviations, both) + d_total, weights)
         return None, ops.cast(d_tokens, tokens.dtype), None
 
