@@ -1,4 +1,6 @@
 from keras_istar.callbacks import IStarCallback
+from keras_istar.cosine import CosineRegularization
+from keras_istar.isobn import IsotropicBatchNormalization
 from keras_istar.isotropy import isoscore
 from keras_istar.isotropy import isoscore_from_covariance
 from keras_istar.isotropy import isoscore_star
@@ -10,8 +12,10 @@ from keras_istar.version import __version__
 
 __all__ = [
     "__version__",
+    "CosineRegularization",
     "IStarCallback",
     "IStarRegularization",
+    "IsotropicBatchNormalization",
     "attach",
     "attach_regularizer",
     "detach",

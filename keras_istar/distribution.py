@@ -57,6 +57,12 @@ def sum_over_replicas(local: Moments) -> Moments:
     )
 
 
+def add_replicas(local: Tensor) -> Tensor:
+    """Sum of a tensor over all replicas, the same on each; differentiable."""
+    replicas = _replicas()
+    return local if replicas is None else replicas.all_reduce(local)
+
+
 def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
     """The scope in which new variables can join those of `model`."""
     strategy = getattr(model, "distribute_strategy", None)

@@ -19,7 +19,20 @@ from keras.src.models.functional import Functional
 
 _BELOW_OUTPUTS = -1  # Outputs are at depth 0.
 
+# What makes up the graph of a Functional model.
+_GRAPH = (
+    "_inputs",
+    "_outputs",
+    "_inputs_struct",
+    "_outputs_struct",
+    "_nodes",
+    "_nodes_by_depth",
+    "_operations",
+    "_operations_by_depth",
+)
+
 _suspended_modes = weakref.WeakKeyDictionary()
+_original_graphs = weakref.WeakKeyDictionary()
 
 
 class Call(NamedTuple):
@@ -49,16 +62,20 @@ def nested_models(model: keras.Model) -> Iterator[keras.Model]:
             yield from nested_models(operation)
 
 
+def computed_tensors(model: keras.Model) -> Iterator[Any]:
+    """Symbolic tensors that the graph of `model` computes, in order."""
+    for node in _nodes_in_order(model):
+        if not node.is_input:
+            yield from node.outputs
+
+
 def layer_calls(model: keras.Model) -> list[Call]:
     """Calls of layers in the graph of `model`, in the order they run."""
-    calls = []
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            is_layer = isinstance(node.operation, keras.layers.Layer)
-            if is_layer and not node.is_input and depth != _BELOW_OUTPUTS:
-                inputs, output = node.input_tensors, node.outputs[0]
-                calls.append(Call(node.operation, inputs, output))
-    return calls
+    return [
+        Call(node.operation, node.input_tensors, node.outputs[0])
+        for node in _nodes_in_order(model)
+        if isinstance(node.operation, keras.layers.Layer) and not node.is_input
+    ]
 
 
 def is_composite(layer: keras.layers.Layer) -> bool:
@@ -114,6 +131,53 @@ def observers(model: keras.Model) -> dict[str, keras.layers.Layer]:
         for name, value in attributes.items()
         if any(value is layer for layer in layers)
     }
+
+
+def insert_layer(
+    model: keras.Model, name: str, layer: keras.layers.Layer, tensor: Any
+) -> None:
+    """Makes `model` pass `tensor` of its graph through `layer`.
+
+    What the model computes from `tensor` is computed from the layer's output
+    from now on; layers that do not depend on it are not touched.
+
+    Args:
+        model: Functional model without observers, changed in place.
+        name: Attribute of `model` that will hold the layer.
+        layer: Layer from `tensor` to one of the same shape.
+        tensor: Symbolic tensor that the model computes.
+    """
+    original = {name: vars(model)[name] for name in _GRAPH}
+    replaced = {id(x): x for x in model._inputs}
+    for node in _nodes_in_order(model):
+        outputs = node.outputs
+        if any(replaced[id(x)] is not x for x in node.input_tensors):
+            args, kwargs = node.arguments.fill_in(replaced)
+            outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+        for before, after in zip(node.outputs, outputs, strict=True):
+            replaced[id(before)] = layer(tensor) if before is tensor else after
+    graph = keras.Function(
+        model._inputs_struct,
+        keras.tree.map_structure(
+            lambda x: replaced[id(x)], model._outputs_struct
+        ),
+    )
+    setattr(model, name, layer)
+    vars(model).update({name: vars(graph)[name] for name in _GRAPH})
+    _original_graphs[model] = (name, original)
+
+
+def inserted_layer(model: keras.Model) -> str | None:
+    """The attribute with the layer that `insert_layer` gave to `model`."""
+    return _original_graphs.get(model, (None, None))[0]
+
+
+def remove_inserted_layer(model: keras.Model) -> None:
+    """Undoes `insert_layer`."""
+    name, original = _original_graphs.pop(model)
+    model._tracker.untrack(getattr(model, name))
+    vars(model).update(original)
+    delattr(model, name)
 
 
 def suspend_recomputation(model: keras.Model) -> None:
@@ -181,3 +245,9 @@ def find_layers(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
     return [
         layer for layer in model._flatten_layers() if isinstance(layer, kind)
     ]
+
+
+def _nodes_in_order(model):
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        if depth != _BELOW_OUTPUTS:
+            yield from model._nodes_by_depth[depth]

@@ -8,7 +8,9 @@ import keras
 from keras_istar import functional_graph
 from keras_istar.distribution import strategy_scope
 from keras_istar.hidden_states import check_functional
+from keras_istar.hidden_states import find_pooled
 from keras_istar.hidden_states import find_states
+from keras_istar.isobn import IsotropicBatchNormalization
 from keras_istar.layer import IStarRegularization
 from keras_istar.metrics import layers_update_metrics
 from keras_istar.regularization import HiddenStateRegularization
@@ -79,10 +81,14 @@ def attach(
 
 def attach_regularizer(
     model: keras.Model,
-    regularizer: HiddenStateRegularization,
+    regularizer: HiddenStateRegularization | IsotropicBatchNormalization,
     layers: str | int | Sequence[int | str] | None = None,
 ) -> None:
-    """Regularizes hidden states of a model with any regularizer, in place.
+    """Attaches any regularizer to a model, in place.
+
+    `IsotropicBatchNormalization` changes what the model computes: it scales
+    the sentence embedding, the first tensor of shape `(batch, dim)`. Attach it
+    before others; files written then hold a model without it.
 
     Args:
         model: As for `attach`.
@@ -104,21 +110,23 @@ def attach_regularizer(
     >>> cosine.built
     True
     """
-    if not isinstance(regularizer, HiddenStateRegularization):
+    check_functional(model)
+    if isinstance(regularizer, HiddenStateRegularization):
+        _observe(model, regularizer, layers)
+    elif isinstance(regularizer, IsotropicBatchNormalization):
+        _insert(model, regularizer, layers)
+    else:
         raise ValueError(
             "`regularizer` must be a layer such as `IStarRegularization`. "
             f"Received: regularizer={regularizer!r}"
         )
-    check_functional(model)
+    functional_graph.forget_traces(model)
+
+
+def _observe(model, regularizer, layers):
     name = regularizer.default_name
-    if any(
-        name in functional_graph.observers(nested)
-        for nested in functional_graph.nested_models(model)
-    ):
-        raise ValueError(
-            "`model` is already attached; call `detach(model)` first. "
-            f"Received: model={model.name!r}"
-        )
+    if any(attached == name for _, attached in _observers(model)):
+        raise _already_attached(model)
     states = find_states(
         model, regularizer.default_layers if layers is None else layers
     )
@@ -130,7 +138,38 @@ def attach_regularizer(
     functional_graph.suspend_recomputation(model)
     if not layers_update_metrics():
         functional_graph.after_compute_loss(model, regularizer.log_step)
-    functional_graph.forget_traces(model)
+
+
+def _insert(model, normalization, layers):
+    if layers is not None:
+        raise ValueError(
+            "`layers` must be None for `IsotropicBatchNormalization`, which "
+            f"takes the sentence embedding. Received: layers={layers!r}"
+        )
+    if functional_graph.inserted_layer(model) or functional_graph.observers(
+        model
+    ):
+        raise _already_attached(model)
+    pooled = find_pooled(model)
+    with strategy_scope(model):
+        functional_graph.insert_layer(
+            model, normalization.default_name, normalization, pooled
+        )
+
+
+def _already_attached(model):
+    return ValueError(
+        "`model` is already attached; call `detach(model)` first. "
+        f"Received: model={model.name!r}"
+    )
+
+
+def _observers(model):
+    return [
+        (nested, name)
+        for nested in functional_graph.nested_models(model)
+        for name in functional_graph.observers(nested)
+    ]
 
 
 def detach(model: keras.Model) -> None:
@@ -153,18 +192,17 @@ def detach(model: keras.Model) -> None:
     0
     """
     check_functional(model)
-    attached = [
-        (nested, name)
-        for nested in functional_graph.nested_models(model)
-        for name in functional_graph.observers(nested)
-    ]
-    if not attached:
+    observers = _observers(model)
+    is_normalized = functional_graph.inserted_layer(model) is not None
+    if not observers and not is_normalized:
         raise ValueError(
             "`model` must have been attached before. "
             f"Received: model={model.name!r}"
         )
-    for nested, name in attached:
+    for nested, name in observers:
         functional_graph.remove_observer(nested, name)
+    if is_normalized:
+        functional_graph.remove_inserted_layer(model)
     functional_graph.resume_recomputation(model)
     functional_graph.restore_compute_loss(model)
     functional_graph.forget_traces(model)

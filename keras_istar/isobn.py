@@ -1,0 +1,167 @@
+"""Isotropic batch normalization, that I-STAR is compared with."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_istar import checks
+from keras_istar import moments
+from keras_istar.distribution import sum_over_replicas
+
+
+@keras.saving.register_keras_serializable(package="keras_istar")
+class IsotropicBatchNormalization(keras.layers.Layer):
+    """Scales dimensions so that sentence embeddings become more isotropic.
+
+    This is IsoBN. From moving averages of the standard deviations σ and the
+    covariances Σ of the embeddings, over all replicas, it takes
+
+        ρ_ij = clip(Σ_ij / (σ_i σ_j), −1, 1)        correlations
+        γ_i = 1/dim Σ_j ρ_ij²                       how shared dimension i is
+        θ_i = (γ_i σ_i + ε)^(−β)
+
+    and multiplies the embeddings by θ, rescaled to keep the total variance:
+
+        √( Σ_i Σ_ii / (Σ_i Σ_ii θ_i² + ε) ) · θ.
+
+    No gradient flows through the statistics. The moving averages start from
+    the first batch; before there was one, the layer is an identity.
+
+    Args:
+        momentum: Share of the old value in the moving averages, in (0, 1); one
+            minus the paper's α.
+        beta: Strength of the scaling, 0 for none, 1 for the full one.
+        epsilon: Positive number that keeps small deviations from dividing.
+        **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
+
+    Call arguments:
+        embeddings: Tensor of shape `(batch, dim)`.
+        training: Whether to update the moving averages first.
+
+    Returns:
+        Tensor of shape `(batch, dim)`.
+
+    Raises:
+        ValueError: If an argument is out of range, or the embeddings are not of
+            rank 2.
+
+    Example:
+
+    >>> layer = keras_istar.IsotropicBatchNormalization()
+    >>> embeddings = np.random.default_rng(0).normal(size=(256, 4))
+    >>> embeddings[:, 0] *= 10.0
+    >>> scaled = keras.ops.convert_to_numpy(layer(embeddings, training=True))
+    >>> bool(scaled[:, 0].std() / scaled[:, 1].std() < 10.0)
+    True
+
+    Reference:
+        Zhou et al., "IsoBN: Fine-Tuning BERT with Isotropic Batch
+        Normalization", AAAI 2021, arXiv 2005.02178.
+    """
+
+    default_name = "isotropic_batch_normalization"
+
+    def __init__(
+        self,
+        momentum: float = 0.95,
+        beta: float = 0.5,
+        epsilon: float = 1e-3,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.momentum = checks.check_open_fraction("momentum", momentum)
+        self.beta = checks.check_fraction("beta", beta)
+        self.epsilon = checks.check_positive("epsilon", epsilon)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        if len(input_shape) != 2:
+            raise ValueError(
+                "`embeddings` must have two dimensions, `(batch, dim)`. "
+                f"Received: embeddings.shape={tuple(input_shape)}"
+            )
+        checks.check_width("embeddings", input_shape)
+        dim = input_shape[-1]
+        self.moving_deviation = self._add_statistic("moving_deviation", (dim,))
+        self.moving_covariance = self._add_statistic(
+            "moving_covariance", (dim, dim)
+        )
+        self.has_statistics = self._add_statistic("has_statistics", ())
+
+    def call(self, embeddings, training=None):
+        if training:
+            self._update(embeddings)
+        deviation = ops.convert_to_tensor(self.moving_deviation)
+        covariance = ops.convert_to_tensor(self.moving_covariance)
+        scale = ops.where(
+            ops.convert_to_tensor(self.has_statistics) > 0,
+            isotropic_scale(deviation, covariance, self.beta, self.epsilon),
+            1.0,
+        )
+        return embeddings * ops.cast(scale, embeddings.dtype)
+
+    def _update(self, embeddings):
+        tokens = sum_over_replicas(
+            moments.token_moments(ops.stop_gradient(embeddings))
+        )
+        # The paper divides by n, not by n - 1.
+        covariance = tokens.scatter / ops.maximum(tokens.count, 1.0)
+        deviation = ops.sqrt(ops.diagonal(covariance))
+        is_first = ops.convert_to_tensor(self.has_statistics) == 0
+        is_usable = ops.logical_and(
+            tokens.count > 0, ops.all(ops.isfinite(covariance))
+        )
+        for variable, now in (
+            (self.moving_deviation, deviation),
+            (self.moving_covariance, covariance),
+        ):
+            before = ops.convert_to_tensor(variable)
+            now = ops.cast(now, before.dtype)
+            after = self.momentum * before + (1.0 - self.momentum) * now
+            after = ops.where(is_first, now, after)
+            variable.assign(ops.where(is_usable, after, before))
+        self.has_statistics.assign(
+            ops.where(
+                is_usable, 1.0, ops.convert_to_tensor(self.has_statistics)
+            )
+        )
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "momentum": self.momentum,
+            "beta": self.beta,
+            "epsilon": self.epsilon,
+        }
+
+    def _add_statistic(self, name, shape):
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+            # Every replica computes the same value.
+            aggregation="only_first_replica",
+        )
+
+
+def isotropic_scale(deviation, covariance, beta, epsilon):
+    """θ̄ `(dim,)` from σ `(dim,)` and Σ `(dim, dim)`, see the class above."""
+    products = deviation[:, None] * deviation[None, :]
+    # A dimension without variance correlates with none.
+    correlation = ops.where(
+        products > 0, covariance / ops.where(products > 0, products, 1.0), 0.0
+    )
+    correlation = ops.clip(correlation, -1.0, 1.0)
+    sharing = ops.mean(ops.square(correlation), axis=1)
+    scale = ops.power(sharing * deviation + epsilon, -beta)
+    variance = ops.diagonal(covariance)
+    total = ops.sum(variance)
+    scaled_total = ops.sum(variance * ops.square(scale))
+    return scale * ops.sqrt(total / (scaled_total + epsilon))
