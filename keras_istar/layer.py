@@ -153,12 +153,7 @@ class IStarRegularization(HiddenStateRegularization):
         if self.max_tokens is None:
             return moments.union_moments(states, masks)
         size = max(2, self.max_tokens // len(states))
-        return moments.combine(
-            [
-                sampled_moments(state, mask, size, self._draws)
-                for state, mask in zip(states, masks, strict=True)
-            ]
-        )
+        return sampled_moments(states, masks, size, self._draws)
 
     def _update_shrinkage_covariance(self, count, batch):
         """One step of the moving average, skipped where it would be damaged."""

@@ -218,11 +218,22 @@ def _sums_about(center, tokens, weights):
     def gradient(d_products, d_total):
         # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
         both = d_products + ops.transpose(d_products)
-        # Made to depend on the gradient, lest a compiler keep the deviations of
-        # the forward pass until now. A NaN in it would come out anyway.
-        center_again = ops.where(ops.isnan(both[0]), both[0], center)
-        deviations = _deviations(center_again, tokens, weights)
+        if tokens.dtype == both.dtype:
+            deviations = _deviations(_after(both, center), tokens, weights)
+        else:
+            # Lest the wider copy of the tokens be kept, too.
+            deviations = _deviations(center, _after(both, tokens), weights)
         d_tokens = _zero_masked(matmul(deviations, both) + d_total, weights)
         return None, ops.cast(d_tokens, tokens.dtype), None
 
     return (products, ops.sum(deviations, axis=0)), gradient
+
+
+def _after(gradient, value):
+    """`value`, made to depend on `gradient`.
+
+    Otherwise a compiler finds what is computed from it in the forward pass as
+    well, and keeps that instead. A NaN in the gradient would come out anyway.
+    """
+    first = gradient[0, 0]
+    return ops.where(ops.isnan(first), ops.cast(first, value.dtype), value)

@@ -9,37 +9,53 @@ from keras_istar.moments import Tensor
 
 
 def sampled_moments(
-    hidden_states: Tensor,
-    mask: Tensor | None,
+    states: list[Tensor],
+    masks: list[Tensor | None],
     size: int,
     seed: keras.random.SeedGenerator,
 ) -> Moments:
-    """Unbiased moments from `size` unmasked tokens, drawn without replacement.
+    """Unbiased moments of several states, from a random subset of their tokens.
 
-    The mean and the covariance of the subset have the mean and the covariance
-    of all unmasked tokens as their expectation. Shapes depend on `size` alone,
-    as a TPU needs; the cost is that of `size` tokens.
+    `size` unmasked tokens of each state are drawn without replacement. Over
+    the draws, mean and covariance have those of all unmasked tokens of all
+    states as their expectation. Shapes depend on `size` alone, as a TPU needs;
+    the cost is that of the tokens drawn.
 
     Args:
-        hidden_states: Float tensor of shape `(..., dim)`.
-        mask: Optional tensor of shape `(...)`.
-        size: Number of tokens to draw. All are used if there are no more.
+        states: Float tensors of shape `(..., dim)`.
+        masks: For each state, None or a tensor of its shape without `dim`.
+        size: Number of tokens to draw from each. All are used if there are no
+            more.
         seed: Source of randomness; advances with every call.
 
     Returns:
         `Moments` that count all unmasked tokens, not only those drawn.
     """
+    flat = [_flatten(*pair) for pair in zip(states, masks, strict=True)]
+    total = sum(ops.sum(weights) for _, weights in flat)
+    return moments.combine([_sample(*pair, total, size, seed) for pair in flat])
+
+
+def _flatten(states, mask):
     if mask is None:
-        mask = ops.ones(ops.shape(hidden_states)[:-1], "bool")
-    tokens, weights = moments.flatten_tokens(hidden_states, mask)
+        mask = ops.ones(ops.shape(states)[:-1], "bool")
+    return moments.flatten_tokens(states, mask)
+
+
+def _sample(tokens, weights, total, size, seed):
+    """Moments of one state, such that their union with others is unbiased.
+
+    With S the covariance of all n tokens, the scatter (k - 1) S of a sample of
+    k should become (n - 1) S. But the mean of the sample is off by a variance
+    of (1/k - 1/n) S, so that `combine` adds n (1 - n/N) times that, where N is
+    the number of tokens in the union: so much less is needed here.
+    """
     drawn, is_real = _draw(weights, size, seed)
     sample = moments.token_moments(ops.take(tokens, drawn, axis=0), is_real)
-    count = ops.sum(weights)
-    # Covariances are equal in expectation, hence scatters of n and k tokens
-    # are as n - 1 to k - 1.
-    growth = ops.maximum(count - 1.0, 0.0) / ops.maximum(
-        sample.count - 1.0, 1.0
-    )
+    count, k = ops.sum(weights), ops.maximum(sample.count, 1.0)
+    share = count / ops.maximum(total, 1.0)
+    wanted = (count - 1.0) - (count / k - 1.0) * (1.0 - share)
+    growth = ops.maximum(wanted, 0.0) / ops.maximum(k - 1.0, 1.0)
     return sample._replace(count=count, scatter=growth * sample.scatter)
 
 
