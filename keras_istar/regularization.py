@@ -31,7 +31,11 @@ class TunableNumber:
         self._name = name
 
     def __get__(self, layer, owner=None):
-        return self if layer is None else layer._numbers.get(self._name)
+        if layer is None:
+            return self
+        if self._name not in layer._numbers:
+            raise AttributeError(self._name)
+        return layer._numbers[self._name]
 
     def __set__(self, layer, value):
         layer._numbers[self._name] = self._check(self._name, value)
@@ -113,7 +117,8 @@ class HiddenStateRegularization(keras.layers.Layer):
             measured = self.measure(states, masks)
             strength = ops.cast(self.number("strength"), measured.dtype)
             penalty = strength * self.loss(measured)
-            self.add_loss(penalty)
+            # Keras adds it to a task loss of this type.
+            self.add_loss(ops.cast(penalty, keras.config.floatx()))
             self._step = (measured, penalty)
             if layers_update_metrics():
                 self.log_step()

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+
+from keras_istar import checks
+
+
+@pytest.mark.parametrize("value", [1, 2.5, -3, np.float32(0.5), np.int64(4)])
+def test_real_numbers_become_floats(value):
+    checked = checks.check_real("x", value)
+    assert type(checked) is float
+    assert checked == value
+
+
+@pytest.mark.parametrize(
+    "value, rule",
+    [
+        ("1", "a real number"),
+        (None, "a real number"),
+        (True, "a real number"),
+        (1j, "a real number"),
+        (np.nan, "a finite number"),
+        (-np.inf, "a finite number"),
+    ],
+)
+def test_other_values_are_not_real(value, rule):
+    with pytest.raises(ValueError) as error:
+        checks.check_real("x", value)
+    assert str(error.value) == f"`x` must be {rule}. Received: x={value!r}"
+
+
+def test_fractions_include_the_ends():
+    assert [checks.check_fraction("x", v) for v in (0, 1, 0.5)] == [0, 1, 0.5]
+    for value in (-1e-9, 1.0001):
+        with pytest.raises(ValueError, match="`x` must be between 0 and 1"):
+            checks.check_fraction("x", value)
+
+
+def test_momentum_excludes_the_ends():
+    assert checks.check_momentum(None) is None
+    assert checks.check_momentum(0.5) == 0.5
+    for value in (0, 1, -0.5, 2):
+        with pytest.raises(ValueError, match="strictly between 0 and 1"):
+            checks.check_momentum(value)
+
+
+def test_positive_integers():
+    assert checks.check_positive_int("n", np.int32(3)) == 3
+    for value in (0, -1, 1.0, True, "1", None):
+        with pytest.raises(ValueError) as error:
+            checks.check_positive_int("n", value)
+        assert str(error.value) == (
+            f"`n` must be a positive integer. Received: n={value!r}"
+        )
+
+
+@pytest.mark.parametrize("points", ["text", [[1, 2], [3]], [object()]])
+def test_points_that_are_no_numbers(points):
+    with pytest.raises(ValueError) as error:
+        checks.check_points(points, None)
+    assert str(error.value).startswith(
+        "`points` must be a tensor or array of numbers. Received: points="
+    )
+
+
+@pytest.mark.parametrize(
+    "mask_shape, shape, fits",
+    [
+        ((2, 3), (2, 3, 4), True),
+        ((None, 3), (2, 3, 4), True),
+        ((2, 3), (None, None, 4), True),
+        ((2,), (2, 3, 4), False),
+        ((3, 2), (2, 3, 4), False),
+        ((2, 3, 4), (2, 3, 4), False),
+    ],
+)
+def test_mask_shapes(mask_shape, shape, fits):
+    if fits:
+        checks.check_mask_shape(mask_shape, shape, "points")
+        return
+    with pytest.raises(ValueError) as error:
+        checks.check_mask_shape(mask_shape, shape, "points")
+    assert str(error.value) == (
+        "`mask` must have the shape of `points` without its last axis, "
+        f"{shape[:-1]}. Received: mask.shape={mask_shape}"
+    )

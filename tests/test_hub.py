@@ -1,0 +1,110 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_istar import hub
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="uses tf.data"
+)
+
+
+class Doubling:
+    """A task whose preprocessor doubles."""
+
+    preprocessor = "there is one"
+
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        x = x["a"] if isinstance(x, dict) else x
+        return keras.utils.pack_x_y_sample_weight(
+            {"doubled": 2 * np.asarray(x)}, y, sample_weight
+        )
+
+
+@pytest.mark.parametrize(
+    "data, count",
+    [
+        (np.zeros((7, 2)), 7),
+        (["a", "b"], 2),
+        ({"a": np.zeros(3), "b": {"c": np.zeros(3)}}, 3),
+        ((np.zeros(4), ["a"] * 4), 4),
+        ([], 0),
+        ({}, 0),
+        (np.zeros((0, 3)), 0),
+    ],
+)
+def test_counted_examples(data, count):
+    assert hub.count_examples(data) == count
+
+
+def test_datasets_are_not_counted():
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.range(3).batch(2)
+    assert hub.count_examples(dataset) is None
+
+
+def test_arrays_of_plain_models_pass_unchanged():
+    model, x = keras.Sequential(), np.zeros((7, 2))
+    data, batch_size = hub.preprocessed(model, x, 4)
+    assert data is x
+    assert batch_size == 4
+
+
+def test_datasets_of_plain_models_keep_their_batches():
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.range(3).batch(2)
+    data, batch_size = hub.preprocessed(keras.Sequential(), dataset, 4)
+    assert data is dataset
+    assert batch_size is None
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, list, lambda x: {"a": x}])
+def test_arrays_are_preprocessed_batch_by_batch(wrap):
+    x = np.arange(7)
+    data, batch_size = hub.preprocessed(Doubling(), wrap(x), 3)
+    assert batch_size is None
+    assert len(data) == 3
+    batches = [data[i][0]["doubled"] for i in range(3)]
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate(batches), 2 * x)
+
+
+def test_preprocessor_of_sentence_pairs(tiny_classifier, sentences):
+    task = tiny_classifier()
+    texts, _ = sentences
+    pairs = (texts, texts[::-1])
+    data, _ = hub.preprocessed(task, pairs, 8)
+    for name, expected in task.preprocess_samples(pairs).items():
+        actual = np.concatenate([data[i][0][name] for i in range(2)])
+        np.testing.assert_array_equal(actual, expected)
+    assert np.any(data[0][0]["segment_ids"] == 1)
+
+
+def test_dataset_of_a_task_is_mapped(tiny_classifier, sentences):
+    import tensorflow as tf
+
+    task = tiny_classifier()
+    texts, labels = sentences
+    dataset = tf.data.Dataset.from_tensor_slices((texts, labels)).batch(8)
+    data, batch_size = hub.preprocessed(task, dataset, 4)
+    assert batch_size is None
+    x, y = next(iter(data))
+    np.testing.assert_array_equal(y, labels[:8])
+    expected = task.preprocessor(texts[:8])
+    np.testing.assert_array_equal(x["token_ids"], expected["token_ids"])
+
+
+def test_iterables_that_cannot_be_preprocessed():
+    class Batches:
+        def __iter__(self):
+            return iter([np.zeros(2)])
+
+    with pytest.raises(ValueError) as error:
+        hub.preprocessed(Doubling(), Batches(), 3)
+    assert str(error.value) == (
+        "`data` must be what the task's `fit` takes as `x`: strings, arrays, "
+        "nested tuples or dicts of them, or a `tf.data` or Grain dataset. "
+        "Received: data of type Batches"
+    )

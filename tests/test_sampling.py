@@ -1,0 +1,174 @@
+"""`max_tokens`: what is drawn, and what it is on average."""
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from keras import ops
+
+import keras_istar
+
+BACKEND = keras.backend.backend()
+# The moving average then is the covariance of the last draw.
+LATEST = 1e-12
+STEPS = 500  # Enough to see 10 % of bias in the smallest samples.
+
+
+def _layer(max_tokens, seed=1):
+    return keras_istar.IStarRegularization(
+        momentum=LATEST, max_tokens=max_tokens, seed=seed
+    )
+
+
+def _covariances(layer, states, mask, steps):
+    """Covariances of the tokens drawn in each step `(steps, dim, dim)`."""
+    layer(states)
+    step = _compiled(layer, states, mask)
+    drawn = []
+    for _ in range(steps):
+        step()
+        drawn.append(ops.convert_to_numpy(layer.shrinkage_covariance))
+    return np.array(drawn, "float64")
+
+
+def _compiled(layer, states, mask):
+    """A training call of the layer under XLA where the backend has it."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        def step():
+            layer(states, mask=mask, training=True)
+
+        return tf.function(step, jit_compile=True)
+    if BACKEND == "jax":
+        import jax
+
+        @jax.jit
+        def call(variables):
+            return layer.stateless_call(
+                [], variables, states, mask=mask, training=True
+            )[1]
+
+        def step():
+            variables = layer.non_trainable_variables
+            values = call([variable.value for variable in variables])
+            for variable, value in zip(variables, values, strict=True):
+                variable.assign(value)
+
+        return step
+    return lambda: layer(states, mask=mask, training=True)
+
+
+def _states(rng, number, batch=4, length=10, dim=3):
+    """States with differing means, as layers have."""
+    means = rng.normal(size=(number, 1, 1, dim))
+    spread = np.exp(rng.normal(size=dim))
+    noise = rng.normal(size=(number, batch, length, dim))
+    return list((means + spread * noise).astype("float32"))
+
+
+def _padding(rng, batch=4, length=10):
+    return np.arange(length) < rng.integers(3, length, size=(batch, 1))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("number, max_tokens", [(1, 5), (3, 6), (2, 24)])
+def test_covariance_is_unbiased(rng, masked, number, max_tokens):
+    states = _states(rng, number)
+    mask = _padding(rng) if masked else np.ones((4, 10), bool)
+    drawn = _covariances(
+        _layer(max_tokens), states, mask if masked else None, steps=STEPS
+    )
+    assert drawn.shape == (STEPS, 3, 3)
+    expected = oracle.covariance(oracle.unmasked(states, [mask] * number))
+    error = drawn.std(axis=0) / np.sqrt(len(drawn))
+    assert np.max(error) < 0.1 * np.max(expected)
+    assert np.all(np.abs(drawn.mean(axis=0) - expected) < 4.5 * error)
+
+
+def test_counts_of_states_weigh_their_draws(rng):
+    states = _states(rng, 2)
+    masks = [np.ones((4, 10), bool), np.arange(10) < np.full((4, 1), 2)]
+    drawn = _covariances(_layer(8), states, masks, steps=STEPS)
+    expected = oracle.covariance(oracle.unmasked(states, masks))
+    error = drawn.std(axis=0) / np.sqrt(len(drawn))
+    assert np.all(np.abs(drawn.mean(axis=0) - expected) < 4.5 * error)
+
+
+def test_every_step_draws_anew_and_a_seed_repeats_it(rng):
+    states = _states(rng, 2)
+    first = _covariances(_layer(6, seed=1), states, None, steps=6)
+    again = _covariances(_layer(6, seed=1), states, None, steps=6)
+    other = _covariances(_layer(6, seed=2), states, None, steps=6)
+    np.testing.assert_array_equal(first, again)
+    assert len(np.unique(np.round(first, 5), axis=0)) == 6
+    assert not np.any(np.all(np.isclose(first, other), axis=(1, 2)))
+
+
+def test_draws_distinct_unmasked_tokens_equally_often(rng, gradient):
+    (states,) = _states(rng, 1)
+    mask = _padding(rng)
+    states[~mask] = np.nan
+    layer = _layer(max_tokens=6)
+    layer(states)
+
+    def penalty(x):
+        layer(x, mask=mask, training=True)
+        return layer.losses[-1]
+
+    steps = 100
+    times_drawn = np.zeros(mask.shape)
+    for _ in range(steps):
+        is_drawn = np.any(gradient(penalty, states) != 0, axis=-1)
+        assert is_drawn.sum() == 6
+        times_drawn += is_drawn
+    assert not np.any(times_drawn[~mask])
+    share = 6 / mask.sum()
+    error = np.sqrt(steps * share * (1 - share))
+    assert np.all(np.abs(times_drawn[mask] - steps * share) < 4 * error)
+
+
+@pytest.mark.parametrize("max_tokens", [28, 80, 1000])
+def test_all_tokens_are_used_if_there_are_no_more(rng, max_tokens):
+    states = _states(rng, 2)
+    mask = np.arange(10) < np.array([[5], [4], [3], [2]])
+    drawn = _covariances(_layer(max_tokens), states, mask, steps=2)
+    expected = oracle.covariance(oracle.unmasked(states, [mask] * 2))
+    np.testing.assert_allclose(drawn, [expected] * 2, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 2])
+def test_hardly_any_token_is_no_error(rng, gradient, tokens):
+    (states,) = _states(rng, 1)
+    mask = np.arange(40).reshape(4, 10) < tokens
+    states[~mask] = np.nan
+    layer = _layer(max_tokens=5)
+    layer(states)
+
+    def penalty(x):
+        layer(x, mask=mask, training=True)
+        return layer.losses[-1]
+
+    assert np.all(np.isfinite(gradient(penalty, states)))
+    assert np.isfinite(float(penalty(ops.convert_to_tensor(states))))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="shapes of a graph")
+def test_shapes_are_static(rng):
+    import tensorflow as tf
+
+    states = _states(rng, 2)
+    layer = _layer(max_tokens=6)
+    layer(states)
+
+    @tf.function
+    def penalty(mask):
+        layer(states, mask=mask, training=True)
+        return layer.losses[-1]
+
+    graph = penalty.get_concrete_function(tf.TensorSpec((4, 10), "bool")).graph
+    outputs = [t for op in graph.get_operations() for t in op.outputs]
+    unknown = [t.name for t in outputs if not t.shape.is_fully_defined()]
+    assert not unknown
+    widest = max(t.shape[0] for t in outputs if t.shape.rank == 2)
+    assert widest <= 40  # No more rows than a state has tokens.
