@@ -11,7 +11,7 @@ from keras_istar import checks
 from keras_istar import functional_graph
 from keras_istar import hub
 from keras_istar import moments
-from keras_istar.estimation import MomentsPass
+from keras_istar.estimation import StatesPass
 from keras_istar.isotropy import isoscore_from_covariance
 from keras_istar.layer import IStarRegularization
 
@@ -102,7 +102,7 @@ class IStarCallback(keras.callbacks.Callback):
             raise self._empty_data_error()
         self._batches_seen = 0
         self._said_fewer = False
-        self._pass = MomentsPass(
+        self._pass = StatesPass(
             self.model,
             layers,
             self.data,

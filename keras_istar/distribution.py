@@ -13,6 +13,7 @@ from typing import Any
 from typing import NamedTuple
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_istar import functional_graph
@@ -61,6 +62,18 @@ def add_replicas(local: Tensor) -> Tensor:
     """Sum of a tensor over all replicas, the same on each; differentiable."""
     replicas = _replicas()
     return local if replicas is None else replicas.all_reduce(local)
+
+
+def local_values(variable: keras.Variable) -> list[np.ndarray]:
+    """Values of an `on_read` variable, one for each replica."""
+    value = variable.value
+    strategy = getattr(value, "distribute_strategy", None)
+    if strategy is None or not hasattr(value, "values"):
+        values = [value]
+    else:
+        values = strategy.experimental_local_results(value)
+    # Copies, for a variable is not a tensor.
+    return [ops.convert_to_numpy(ops.copy(value)) for value in values]
 
 
 def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:

@@ -1,58 +1,62 @@
-"""One streaming pass over data: hidden states in inference -> moments."""
+"""One streaming pass over data: hidden states in inference -> statistics."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_istar import hub
-from keras_istar import moments
+from keras_istar.accumulators import RunningMoments
+from keras_istar.accumulators import Variables
 from keras_istar.distribution import strategy_scope
-from keras_istar.distribution import sum_over_replicas
-from keras_istar.layer import IStarRegularization
-from keras_istar.moments import Moments
 from keras_istar.observation import observe
 
 _SECONDS_BEFORE_PROGRESS = 5.0
 
 
-class MomentsPass:
-    """Runs a model in inference mode and accumulates moments of its states.
+class StatesPass:
+    """Runs a model in inference mode and accumulates a statistic of its states.
 
     It is an `evaluate` of its own, so that Keras takes care of data, devices
     and strategies. Memory does not grow with the number of tokens.
 
     Args:
         model: Model that calls `layers`.
-        layers: Built `IStarRegularization` layers of `model`.
+        layers: Built layers of `model` that show their states to an observer.
+            `state_names` has a name for each, `dim` is their width.
         data: What `fit` of `model` takes as `x`; must be iterable repeatedly.
         max_points: Stop after the batch in which every layer has seen so many
             tokens, counted in each of its states.
         batch_size: Examples in a batch, where `data` does not say.
         show_progress: Whether to draw a bar when the pass takes long.
+        make_statistic: Makes the statistic of one state, an object with `add`,
+            `reset`, `value` and `count`, from `Variables` to keep it in and the
+            width of the state.
     """
 
     def __init__(
         self,
         model: keras.Model,
-        layers: list[IStarRegularization],
+        layers: list[keras.layers.Layer],
         data: Any,
         max_points: int,
         batch_size: int,
         show_progress: bool,
+        make_statistic: Callable[[Variables, int], Any] = RunningMoments,
     ):
         self._layers = layers
         self._data, self._batch_size = hub.preprocessed(model, data, batch_size)
         self._monitor = _Monitor(max_points, show_progress)
         with strategy_scope(model):
-            self._accumulator = _Accumulator(model, layers)
+            self._accumulator = _Accumulator(model, layers, make_statistic)
             self._accumulator.compile(
                 run_eagerly=model.run_eagerly, jit_compile=model.jit_compile
             )
 
-    def run(self) -> dict[IStarRegularization, list[Moments]]:
-        """Moments of each state of each layer, over this pass alone."""
+    def run(self) -> dict[keras.layers.Layer, list[Any]]:
+        """Value of the statistic of each state, over this pass alone."""
         self._accumulator.reset()
         self._accumulator.evaluate(
             self._data,
@@ -61,20 +65,21 @@ class MomentsPass:
             callbacks=[self._monitor],
         )
         return {
-            layer: self._accumulator.states_of(layer) for layer in self._layers
+            layer: self._accumulator.values_of(layer) for layer in self._layers
         }
 
 
 class _Accumulator(keras.Model):
-    """Adds up the moments of the states that `model` shows to `layers`."""
+    """Adds up the statistics of the states that `model` shows to `layers`."""
 
-    def __init__(self, model, layers):
-        super().__init__(name="moments_pass")
+    def __init__(self, model, layers, make_statistic):
+        super().__init__(name="states_pass")
         self.model = model
         self._observed = tuple(layers)
+        self._state = Variables()
         self._totals = {
             id(layer): [
-                _RunningMoments(self, layer.shrinkage_covariance.shape[0])
+                make_statistic(self._state, layer.dim)
                 for _ in layer.state_names
             ]
             for layer in layers
@@ -106,51 +111,15 @@ class _Accumulator(keras.Model):
             for total in totals:
                 total.reset()
 
-    def states_of(self, layer):
+    def values_of(self, layer):
         return [total.value() for total in self._totals[id(layer)]]
 
     def tokens_seen(self):
         """Tokens that every layer has seen, at least."""
         return min(
-            sum(int(total.count) for total in totals)
+            sum(int(ops.copy(total.count.value)) for total in totals)
             for totals in self._totals.values()
         )
-
-
-class _RunningMoments:
-    """Moments as variables of `model`."""
-
-    def __init__(self, model, dim):
-        shapes = Moments(
-            count=(), center=(dim,), offset=(dim,), scatter=(dim, dim)
-        )
-        self._variables = [
-            model.add_weight(
-                name=name,
-                shape=shape,
-                initializer="zeros",
-                dtype="float32",
-                trainable=False,
-                # Every replica adds the sum over all.
-                aggregation="only_first_replica",
-            )
-            for name, shape in shapes._asdict().items()
-        ]
-        self.count = self._variables[0]
-
-    def value(self):
-        return Moments(*(variable.value for variable in self._variables))
-
-    def add(self, state):
-        seen = sum_over_replicas(moments.token_moments(*state))
-        self._assign(moments.combine([self.value(), seen]))
-
-    def reset(self):
-        self._assign([ops.zeros(v.shape) for v in self._variables])
-
-    def _assign(self, values):
-        for variable, value in zip(self._variables, values, strict=True):
-            variable.assign(value)
 
 
 class _Monitor(keras.callbacks.Callback):

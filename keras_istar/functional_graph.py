@@ -15,6 +15,7 @@ from typing import Any
 from typing import NamedTuple
 
 import keras
+from keras.src import backend
 from keras.src.models.functional import Functional
 
 _BELOW_OUTPUTS = -1  # Outputs are at depth 0.
@@ -238,6 +239,11 @@ def forget_traces(model: keras.Model) -> None:
     model.train_function = None
     model.test_function = None
     model.predict_function = None
+
+
+def keras_mask(tensor: Any) -> Any:
+    """The mask that Keras layers have put on `tensor`, or None."""
+    return backend.get_keras_mask(tensor)
 
 
 def find_layers(model: keras.Model, kind: type) -> list[keras.layers.Layer]:

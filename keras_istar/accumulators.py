@@ -1,0 +1,114 @@
+"""Statistics of a stream of hidden states, kept in variables.
+
+A statistic takes the hidden states of one batch by `add`, forgets all of them
+by `reset` and answers by `value`.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_istar import moments
+from keras_istar.distribution import sum_over_replicas
+from keras_istar.moments import Moments
+from keras_istar.moments import Tensor
+from keras_istar.observation import HiddenState
+
+
+class Variables(keras.layers.Layer):
+    """Makes the variables of statistics, where Keras can find them."""
+
+    def __init__(self):
+        super().__init__(name="statistics")
+        self._local = []
+        self._seed_generators_made = []
+
+    def shared(self, name: str, shape: tuple) -> keras.Variable:
+        """Zeros, to which every replica assigns the same value."""
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer="zeros",
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def local(self, name: str, shape: tuple) -> keras.Variable:
+        """Zeros, of which each replica has its own, see `local_values`."""
+        variable = keras.Variable(
+            "zeros",
+            shape,
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+            aggregation="mean",
+            synchronization="on_read",
+            name=name,
+        )
+        self._local.append(variable)
+        return variable
+
+    def seed_generator(self, seed: int) -> keras.random.SeedGenerator:
+        """Seeds that depend on `seed` and on how many generators there are."""
+        generator = keras.random.SeedGenerator(
+            seed + len(self._seed_generators_made)
+        )
+        self._seed_generators_made.append(generator)
+        return generator
+
+
+class RunningMoments:
+    """Moments of all tokens of all replicas.
+
+    Args:
+        variables: Object whose `shared(name=..., shape=...)` makes variables.
+        dim: Width of the hidden states.
+
+    Attributes:
+        count: Variable, the number of tokens so far.
+    """
+
+    def __init__(self, variables: Variables, dim: int):
+        shapes = Moments((), (dim,), (dim,), (dim, dim))
+        self._variables = make_variables(variables.shared, shapes)
+        self.count = self._variables[0]
+
+    def value(self) -> Moments:
+        # Copies, for what a strategy mirrors is not a tensor.
+        return Moments(*(ops.copy(v.value) for v in self._variables))
+
+    def add(self, state: HiddenState) -> None:
+        seen = sum_over_replicas(moments.token_moments(*state))
+        seen = Moments(*(ops.cast(part, "float32") for part in seen))
+        assign(self._variables, moments.combine([self.value(), seen]))
+
+    def reset(self) -> None:
+        reset(self._variables)
+
+
+def make_variables(
+    make: Callable[..., keras.Variable], shapes: NamedTuple
+) -> list[keras.Variable]:
+    """One variable for each field of `shapes`."""
+    return [
+        make(name=name, shape=shape) for name, shape in shapes._asdict().items()
+    ]
+
+
+def assign(
+    variables: Iterable[keras.Variable], values: Iterable[Tensor]
+) -> None:
+    """Assigns each variable its value."""
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def reset(variables: Sequence[keras.Variable]) -> None:
+    """Assigns zeros."""
+    assign(variables, [ops.zeros(variable.shape) for variable in variables])

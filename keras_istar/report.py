@@ -1,0 +1,237 @@
+"""What was measured: table, file, comparison, print."""
+
+import math
+import os
+from dataclasses import asdict
+from dataclasses import dataclass
+from dataclasses import field
+from typing import TYPE_CHECKING
+
+from keras_istar import report_file
+from keras_istar.measures import OUTLIER_RULE
+from keras_istar.version import __version__
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+    import pandas
+
+_HEADINGS = {
+    "isoscore": "IsoScore",
+    "isoscore_star": "IsoScore*",
+    "participation_ratio": "part.ratio",
+    "effective_rank": "eff.rank",
+    "average_cosine": "cosine",
+    "partition_isotropy": "partition",
+    "top_1_variance": "top 1",
+    "top_3_variance": "top 3",
+    "top_10_variance": "top 10",
+    "outliers": "outliers",
+    "mean_norm": "norm",
+    "twonn_dimension": "TwoNN",
+}
+
+
+@dataclass(frozen=True)
+class LayerIsotropy:
+    """What was measured of one hidden state, or of the union of all.
+
+    Attributes:
+        layer: Name of the state, `"layer_0"` for example, or `"union"`.
+        points: Number of tokens measured.
+        values: The measures' numbers by column, see `measure`.
+        spectrum: Eigenvalues of the covariance, largest first, `dim` of them.
+        means: Mean of each dimension.
+        variances: Variance of each dimension.
+        outlier_dimensions: Dimensions with more than 5 times the average
+            variance, widest first.
+    """
+
+    layer: str
+    points: int
+    values: dict[str, float]
+    spectrum: list[float]
+    means: list[float]
+    variances: list[float]
+    outlier_dimensions: list[int]
+
+
+@dataclass(frozen=True, repr=False)
+class IsotropyReport:
+    """Isotropy of a model's hidden states, as `keras_istar.measure` found it.
+
+    Attributes:
+        model: Name of the model.
+        dim: Width of its hidden states.
+        rows: One `LayerIsotropy` for each state, then one for their union.
+        shrinkage: ζ of IsoScore*.
+        shrinkage_target: What Σ_S of IsoScore* was, in words.
+        notes: What the reader has to know besides.
+        package_version: Version of keras_istar that measured.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 4))
+    >>> hidden = keras.layers.Dense(16, name="encoder")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    >>> data = np.random.default_rng(0).normal(size=(32, 8, 4))
+    >>> report = keras_istar.measure(
+    ...     model, data, layers="encoder", metrics=["isoscore"], verbose=0
+    ... )
+    >>> 0 < float(report.to_frame().loc["union", "isoscore"]) < 1
+    True
+    """
+
+    model: str
+    dim: int
+    rows: tuple[LayerIsotropy, ...]
+    shrinkage: float
+    shrinkage_target: str
+    notes: tuple[str, ...] = ()
+    package_version: str = field(default=__version__)
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row a state and one for the union, one column a number.
+
+        The index `layer` holds the names. Besides the columns of `measure`
+        there are `points` and `outlier_dimensions`, the latter lists. Needs
+        pandas.
+        """
+        pandas = _import_pandas()
+        records = [
+            {
+                "layer": row.layer,
+                "points": row.points,
+                **row.values,
+                "outlier_dimensions": row.outlier_dimensions,
+            }
+            for row in self.rows
+        ]
+        return pandas.DataFrame.from_records(records).set_index("layer")
+
+    def compare(self, other: "IsotropyReport") -> "pandas.DataFrame":
+        """`other` minus this report: above zero where `other` has more.
+
+        Args:
+            other: Report on another model, or on the same one later.
+
+        Returns:
+            Frame of the states and measures that both reports have. Needs
+            pandas.
+
+        Raises:
+            ValueError: If they have no state or no measure in common.
+        """
+        here, there = self._measures_frame(), other._measures_frame()
+        layers = [name for name in here.index if name in there.index]
+        columns = [name for name in here.columns if name in there.columns]
+        if not layers or not columns:
+            raise ValueError(
+                "`other` must share layers and measures with this report. "
+                f"Received: other with layers={list(there.index)}, "
+                f"measures={list(there.columns)}"
+            )
+        return there.loc[layers, columns] - here.loc[layers, columns]
+
+    def plot(self) -> "matplotlib.figure.Figure":
+        """Isotropy, spectrum and outlier dimensions by layer, as one figure.
+
+        Returns:
+            Matplotlib figure with three panels, 180 mm wide, as a page of a
+            paper is. Needs matplotlib.
+        """
+        from keras_istar import plots
+
+        return plots.report_figure(self)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the report as JSON; `load` reads back the very same numbers.
+
+        A file that is there already is replaced only when the new one is
+        complete.
+
+        Args:
+            path: File to write.
+        """
+        report_file.write(path, asdict(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "IsotropyReport":
+        """Reads a report that `save` has written.
+
+        Args:
+            path: File to read.
+
+        Raises:
+            ValueError: If the file is none of `save`, or of a later version.
+        """
+        content = report_file.read(path)
+        rows = tuple(LayerIsotropy(**row) for row in content.pop("rows"))
+        notes = tuple(content.pop("notes"))
+        return cls(rows=rows, notes=notes, **content)
+
+    def __str__(self):
+        lines = [f"Isotropy of {self.model!r}, {self.dim} dimensions", ""]
+        lines += _table(self.rows)
+        lines.append("")
+        if any("isoscore_star" in row.values for row in self.rows):
+            lines.append(
+                f"IsoScore*: shrinkage {self.shrinkage:g} towards "
+                f"{self.shrinkage_target}."
+            )
+        if any(row.outlier_dimensions for row in self.rows):
+            lines.append(
+                f"Outliers: dimensions with over {OUTLIER_RULE:g} times the "
+                "average variance."
+            )
+        return "\n".join([*lines, *self.notes]).rstrip()
+
+    def __repr__(self):
+        return (
+            f"<IsotropyReport model={self.model!r} "
+            f"layers={[row.layer for row in self.rows]}>"
+        )
+
+    def _measures_frame(self):
+        frame = self.to_frame()
+        measures = [n for n in frame.columns if n in _HEADINGS]
+        return frame[measures]
+
+
+def _table(rows):
+    """Lines of text, columns aligned."""
+    columns = [name for name in _HEADINGS if name in rows[0].values]
+    cells = [["layer", "points", *(_HEADINGS[name] for name in columns)]]
+    for row in rows:
+        numbers = [_shown(name, row.values[name]) for name in columns]
+        cells.append([row.layer, f"{row.points:,}", *numbers])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+        )
+        for line in cells
+    ]
+
+
+def _shown(name, value):
+    if math.isnan(value):
+        return "-"
+    if name == "outliers":
+        return f"{value:.0f}"
+    if name in ("participation_ratio", "effective_rank", "twonn_dimension"):
+        return f"{value:.1f}"
+    if name == "mean_norm":
+        return f"{value:.3g}"
+    return f"{value:.3f}" if value >= 5e-4 or value <= 0 else f"{value:.0e}"
+
+
+def _import_pandas():
+    try:
+        import pandas
+    except ImportError as e:
+        raise ImportError(
+            "`IsotropyReport.to_frame` needs pandas: "
+            "`pip install keras-istar[report]`."
+        ) from e
+    return pandas

@@ -1,0 +1,65 @@
+"""The file format of reports: JSON, written whole or not at all."""
+
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+_FORMAT = "keras_istar.IsotropyReport"
+_VERSION = 1
+
+
+def write(path: str | os.PathLike, content: dict[str, Any]) -> None:
+    """Writes `content`; whatever `path` holds stays if that fails.
+
+    Floats are written with all their digits. JSON has no NaN: the numbers in
+    `content["rows"][...]["values"]` may be NaN, and become null.
+    """
+    content = {"format": _FORMAT, "version": _VERSION, **content}
+    text = json.dumps(_without_nan(content), allow_nan=False, indent=1)
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads what `write` has written.
+
+    Raises:
+        ValueError: If the file is none of `write`, or of a later version.
+    """
+    try:
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.pop("format", "") != _FORMAT:
+        raise ValueError(
+            "`path` must be a file that `IsotropyReport.save` has written. "
+            f"Received: path={os.fspath(path)!r}"
+        )
+    version = content.pop("version")
+    if version > _VERSION:
+        raise ValueError(
+            "`path` must not be of a later version than this keras_istar "
+            f"reads, {_VERSION}. Received: version={version}"
+        )
+    for row in content["rows"]:
+        row["values"] = {
+            name: math.nan if value is None else value
+            for name, value in row["values"].items()
+        }
+    return content
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    is_nan = isinstance(value, float) and math.isnan(value)
+    return None if is_nan else value
