@@ -1,0 +1,139 @@
+"""Fine-tuning a KerasHub classifier with I-STAR, from preset to figures.
+
+The new head is trained first, on the features of the encoder as it is. While
+the head is random, the task's gradient is no match for that of the penalty,
+and a negative strength erases features before the head has found them. See
+Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution", ICLR 2022.
+"""
+
+import argparse
+import math
+
+import classifiers
+import keras
+from classifiers import Evaluation
+from command_line import UserError
+from text_tasks import TextTask
+
+import keras_istar
+
+_HEAD_LEARNING_RATE = 5e-3
+
+
+def finetune(
+    data: TextTask, options: argparse.Namespace
+) -> tuple[Evaluation, Evaluation]:
+    """Loads, attaches, trains and saves a classifier.
+
+    Args:
+        data: What to learn.
+        options: The options of `finetune.py`.
+
+    Returns:
+        Figures on the test part, with the head trained, and with all trained.
+
+    Raises:
+        UserError: If the options do not fit each other or the model.
+    """
+    keras.utils.set_random_seed(options.seed)
+    task = classifiers.load_classifier(
+        options.preset, len(data.classes), options.sequence_length
+    )
+    layer = attach(task, options)
+    print("\nTraining the head:")
+    train_head(task, data, options)
+    classifiers.compile_classifier(
+        task, options.learning_rate, options.epochs * steps(data, options)
+    )
+    print("\nThe test part before fine-tuning:")
+    before = classifiers.evaluate(task, layer, data.test, options.batch_size)
+    print("\nFine-tuning:")
+    train(task, data, options)
+    print("\nThe test part after fine-tuning:")
+    after = classifiers.evaluate(task, layer, data.test, options.batch_size)
+    if options.output is not None:
+        keras_istar.detach(task)
+        task.save_to_preset(options.output)
+    return before, after
+
+
+def train_head(
+    task: keras.Model, data: TextTask, options: argparse.Namespace
+) -> None:
+    """Fits all but the encoder, in one pass over the training part."""
+    task.backbone.trainable = False
+    classifiers.compile_classifier(
+        task, _HEAD_LEARNING_RATE, steps(data, options)
+    )
+    task.fit(
+        classifiers.batches(data.train, options.batch_size, options.seed),
+        shuffle=False,  # `batches` has done it.
+        callbacks=[keras.callbacks.TerminateOnNaN(raise_error=True)],
+    )
+    task.backbone.trainable = True
+
+
+def attach(
+    task: keras.Model, options: argparse.Namespace
+) -> keras_istar.IStarRegularization:
+    """Attaches what the options ask for."""
+    try:
+        return keras_istar.attach(
+            task,
+            options.layers,
+            options.strength,
+            options.shrinkage,
+            options.momentum,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def train(
+    task: keras.Model, data: TextTask, options: argparse.Namespace
+) -> keras.callbacks.History:
+    """Fits a compiled and attached classifier; raises if the loss is NaN."""
+    callbacks = [
+        keras_istar.IStarCallback(
+            data.train.texts, batch_size=options.batch_size
+        ),
+        keras.callbacks.TerminateOnNaN(raise_error=True),
+    ]
+    if options.log_dir is not None:
+        callbacks.append(keras.callbacks.TensorBoard(options.log_dir))
+    return task.fit(
+        classifiers.batches(data.train, options.batch_size, options.seed),
+        validation_data=classifiers.batches(
+            data.validation, options.batch_size
+        ),
+        epochs=options.epochs,
+        shuffle=False,
+        callbacks=callbacks,
+    )
+
+
+def steps(data: TextTask, options: argparse.Namespace) -> int:
+    """Number of training steps in an epoch."""
+    return math.ceil(len(data.train.labels) / options.batch_size)
+
+
+def table(
+    before: Evaluation,
+    after: Evaluation,
+    data: TextTask,
+    options: argparse.Namespace,
+) -> str:
+    """Lines with what was done, and the figures before and after it."""
+    lines = [
+        f"{data.name}: strength {options.strength:g}, shrinkage "
+        f"{options.shrinkage:g}, "
+        f"{options.epochs * steps(data, options)} steps, "
+        f"{len(data.test.labels)} test examples",
+        f"{'':<22}{'before':>8}{'after':>8}",
+        f"{'accuracy':<22}{before.accuracy:8.3f}{after.accuracy:8.3f}",
+    ]
+    for name, score in before.isotropy.items():
+        row = f"IsoScore* {name}"
+        lines.append(f"{row:<22}{score:8.3f}{after.isotropy[name]:8.3f}")
+    return "\n".join(lines)
