@@ -33,7 +33,8 @@ class TrainingMean(keras.metrics.Mean):
     def result(self):
         """The mean, or an empty dict of logs if no training step was seen."""
         try:
-            has_value = bool(ops.convert_to_tensor(self.count) > 0)
+            # A copy, for a variable of several replicas is not one tensor.
+            has_value = bool(ops.copy(self.count.value) > 0)
         except TypeError:  # The value is not known while tracing a step.
             has_value = self.is_training
         return super().result() if has_value else {}
