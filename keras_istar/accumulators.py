@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from keras_istar import moments
+from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import sum_over_replicas
 from keras_istar.moments import Moments
 from keras_istar.moments import Tensor
@@ -29,15 +30,7 @@ class Variables(keras.layers.Layer):
 
     def shared(self, name: str, shape: tuple) -> keras.Variable:
         """Zeros, to which every replica assigns the same value."""
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            initializer="zeros",
-            dtype="float32",
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",
-        )
+        return add_shared_weight(self, name, shape)
 
     def local(self, name: str, shape: tuple) -> keras.Variable:
         """Zeros, of which each replica has its own, see `local_values`."""

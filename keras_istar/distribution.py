@@ -82,6 +82,21 @@ def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
+def add_shared_weight(
+    layer: keras.layers.Layer, name: str, shape: tuple = (), value: float = 0.0
+) -> keras.Variable:
+    """A float32 weight of `layer`, to which replicas assign the same value."""
+    return layer.add_weight(
+        name=name,
+        shape=shape,
+        initializer=keras.initializers.Constant(value),
+        dtype="float32",
+        trainable=False,
+        autocast=False,
+        aggregation="only_first_replica",
+    )
+
+
 def separate_losses(layer: keras.layers.Layer) -> None:
     """Gives every replica its own lists of losses, in the model at work.
 

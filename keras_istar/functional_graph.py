@@ -21,15 +21,9 @@ from keras.src.models.functional import Functional
 _BELOW_OUTPUTS = -1  # Outputs are at depth 0.
 
 # What makes up the graph of a Functional model.
-_GRAPH = (
-    "_inputs",
-    "_outputs",
-    "_inputs_struct",
-    "_outputs_struct",
-    "_nodes",
-    "_nodes_by_depth",
-    "_operations",
-    "_operations_by_depth",
+_GRAPH = tuple(
+    "_inputs _outputs _inputs_struct _outputs_struct _nodes _nodes_by_depth "
+    "_operations _operations_by_depth".split()
 )
 
 _suspended_modes = weakref.WeakKeyDictionary()
@@ -94,8 +88,7 @@ def add_observer(
         name: Attribute of `model` that will hold the layer, so that Keras
             finds its weights, losses and metrics.
         layer: Layer whose output nobody needs.
-        *args: Symbolic tensors from the graph of `model`, for `layer`.
-        **kwargs: Likewise.
+        *args, **kwargs: Symbolic tensors from the graph of `model`.
     """
     layer(*args, **kwargs)
     node = layer._inbound_nodes[-1]
@@ -222,9 +215,7 @@ def replace_losses(
 ) -> None:
     """Makes all layers of the model that calls `layer` use other lists.
 
-    Args:
-        layer: Layer that is being called; the model may be itself.
-        make_list: Class of lists in which layers are to keep their losses.
+    The layer is being called; the model may be the layer itself.
     """
     model = layer._get_call_context().entry_layer
     for part in model._flatten_layers():
@@ -248,9 +239,8 @@ def keras_mask(tensor: Any) -> Any:
 
 def find_layers(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
     """All layers of class `kind` in `model`, at any depth."""
-    return [
-        layer for layer in model._flatten_layers() if isinstance(layer, kind)
-    ]
+    layers = model._flatten_layers()
+    return [layer for layer in layers if isinstance(layer, kind)]
 
 
 def _nodes_in_order(model):

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_istar import checks
 from keras_istar import moments
+from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import sum_over_replicas
 
 
@@ -83,11 +84,13 @@ class IsotropicBatchNormalization(keras.layers.Layer):
             )
         checks.check_width("embeddings", input_shape)
         dim = input_shape[-1]
-        self.moving_deviation = self._add_statistic("moving_deviation", (dim,))
-        self.moving_covariance = self._add_statistic(
-            "moving_covariance", (dim, dim)
+        self.moving_deviation = add_shared_weight(
+            self, "moving_deviation", (dim,)
         )
-        self.has_statistics = self._add_statistic("has_statistics", ())
+        self.moving_covariance = add_shared_weight(
+            self, "moving_covariance", (dim, dim)
+        )
+        self.has_statistics = add_shared_weight(self, "has_statistics")
 
     def call(self, embeddings, training=None):
         if training:
@@ -137,18 +140,6 @@ class IsotropicBatchNormalization(keras.layers.Layer):
             "beta": self.beta,
             "epsilon": self.epsilon,
         }
-
-    def _add_statistic(self, name, shape):
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            initializer="zeros",
-            dtype="float32",
-            trainable=False,
-            autocast=False,
-            # Every replica computes the same value.
-            aggregation="only_first_replica",
-        )
 
 
 def isotropic_scale(deviation, covariance, beta, epsilon):

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_istar import checks
 from keras_istar import moments
+from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import sum_over_replicas
 from keras_istar.isotropy import isoscore_from_covariance
 from keras_istar.moments import Tensor
@@ -120,11 +121,11 @@ class IStarRegularization(HiddenStateRegularization):
 
     def build(self, input_shape):
         super().build(input_shape)
-        self.shrinkage_covariance = self.add_state(
-            "shrinkage_covariance", shape=(self.dim, self.dim)
+        self.shrinkage_covariance = add_shared_weight(
+            self, "shrinkage_covariance", (self.dim, self.dim)
         )
-        self.has_shrinkage_covariance = self.add_state(
-            "has_shrinkage_covariance"
+        self.has_shrinkage_covariance = add_shared_weight(
+            self, "has_shrinkage_covariance"
         )
         if self.max_tokens is not None:
             self._draws = keras.random.SeedGenerator(self.seed)

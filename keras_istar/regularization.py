@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_istar import checks
+from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import separate_losses
 from keras_istar.metrics import TrainingMean
 from keras_istar.metrics import layers_update_metrics
@@ -102,7 +103,9 @@ class HiddenStateRegularization(keras.layers.Layer):
         if self.state_names is None:
             self.state_names = tuple(f"layer_{i}" for i in range(len(shapes)))
         for name, value in self._numbers.items():
-            self._number_variables[name] = self.add_state(name, value)
+            self._number_variables[name] = add_shared_weight(
+                self, name, value=value
+            )
 
     def call(self, hidden_states, mask=None, training=None):
         separate_losses(self)
@@ -149,20 +152,6 @@ class HiddenStateRegularization(keras.layers.Layer):
     def number(self, name: str) -> keras.Variable:
         """The variable behind a `TunableNumber`."""
         return self._number_variables[name]
-
-    def add_state(
-        self, name: str, value: float = 0.0, shape: tuple = ()
-    ) -> keras.Variable:
-        """A float32 variable to which every replica assigns the same value."""
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            initializer=keras.initializers.Constant(value),
-            dtype="float32",
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",
-        )
 
     def compute_mask(self, inputs, previous_mask):
         # The output is the last input itself, which still carries its mask.

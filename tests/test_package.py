@@ -1,8 +1,10 @@
 import doctest
 import inspect
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 import keras_istar
 
+ROOT = Path(__file__).parents[1]
 PUBLIC = [name for name in keras_istar.__all__ if name != "__version__"]
 HEAVY = (
     "keras_hub",
@@ -68,3 +71,17 @@ def test_examples_in_docstrings_run(name):
         results = doctest.DocTestRunner().run(example)
         assert results.attempted > 0
         assert results.failed == 0
+
+
+def test_readme_snippet_runs_as_pasted():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    snippet = readme.split("```python\n")[1].split("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", snippet],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    scores = re.findall(r"isoscore_union: ([\d.]+)", done.stdout)
+    assert float(scores[-1]) > float(scores[0])
