@@ -46,8 +46,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
         accuracy: Share of right answers.
-        isotropy: IsoScore* of all tokens, with no shrinkage, of each of the
-            attached states and of their `union`.
+        isotropy: IsoScore* of all tokens, with no shrinkage, of the `union` of
+            the attached states and of each of them.
     """
 
     accuracy: float
@@ -166,6 +166,6 @@ def evaluate(
         metrics=["isoscore"],
         verbose=0,
     )
-    return Evaluation(
-        results["accuracy"], report.to_frame()["isoscore"].to_dict()
-    )
+    scores = report.to_frame()["isoscore"].to_dict()
+    isotropy = {"union": scores.pop("union"), **scores}
+    return Evaluation(results["accuracy"], isotropy)
