@@ -133,12 +133,13 @@ def test_update_freq_counts_batches(data, steps):
 def test_estimate_within_an_epoch(data):
     model, layer = _model()
     seen = []
-    spy = keras.callbacks.LambdaCallback(
-        on_train_batch_end=lambda batch, logs: seen.append(
-            layer.shrinkage_covariance.numpy()
-        )
-    )
-    _fit(model, data, [_callback(data[0], update_freq=2), spy])
+
+    class Spy(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            assert self.model is model  # Brings variables up to date on JAX.
+            seen.append(layer.shrinkage_covariance.numpy())
+
+    _fit(model, data, [_callback(data[0], update_freq=2), Spy()])
     changed = [np.any(a != b) for a, b in zip(seen, seen[1:], strict=False)]
     assert changed == [True, False, True]
 
