@@ -40,7 +40,9 @@ class IStarRegularization(HiddenStateRegularization):
 
     Arithmetic is in float32 whatever the compute dtype, in float64 for float64
     states. `keras.RematScope` skips this layer: it stores nothing that could
-    be recomputed.
+    be recomputed. Build the model that calls it outside of the scope, with the
+    blocks inside, for Keras differentiates no loss that is added within a
+    recomputed model; `attach` sees to that by itself.
 
     Args:
         strength: The paper's λ, any finite number. Positive pushes towards
