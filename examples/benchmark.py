@@ -18,7 +18,7 @@ hardly moves when something else runs on the machine. Sections:
     callback    the callback's pass against `predict`
 
 Where TensorFlow sees a GPU, all of it runs there; targets are for two CPU
-cores, where the whole takes about 25 minutes.
+cores, where the train steps need 20 GB of memory and the longest time.
 """
 
 import argparse
