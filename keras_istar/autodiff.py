@@ -5,6 +5,8 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
+from keras_istar.gradient_registry import free_with_graph
+
 
 def custom_gradient(function: Callable) -> Callable:
     """Makes a function of its outputs and their gradient differentiable.
@@ -25,6 +27,7 @@ def custom_gradient(function: Callable) -> Callable:
 
     def differentiable(*arguments):
         given = [x is not None for x in arguments]
+        gradient_functions = []
 
         def outputs_and_gradient(*tensors):
             rest = iter(tensors)
@@ -43,10 +46,14 @@ def custom_gradient(function: Callable) -> Callable:
                     if x is not None
                 )
 
+            gradient_functions.append(gradients)
             return outputs, gradients
 
         tensors = [x for x in arguments if x is not None]
-        return ops.custom_gradient(outputs_and_gradient)(*tensors)
+        outputs = ops.custom_gradient(outputs_and_gradient)(*tensors)
+        for gradients in gradient_functions:
+            free_with_graph(gradients)
+        return outputs
 
     return differentiable
 
