@@ -137,6 +137,54 @@ def test_all_tokens_are_used_if_there_are_no_more(rng, max_tokens):
     np.testing.assert_allclose(drawn, [expected] * 2, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("max_tokens", [14, 80])
+def test_gradient_reaches_the_tokens_it_is_of(rng, gradient, max_tokens):
+    """A sample that is all tokens, in another order, has their gradient."""
+    (states,) = _states(rng, 1)
+    mask = np.arange(10) < np.array([[5], [4], [3], [2]])
+
+    def penalty(max_tokens):
+        layer = _layer(max_tokens)
+        layer(states)
+
+        def function(x):
+            layer(x, mask=mask, training=True)
+            return layer.losses[-1]
+
+        return function
+
+    expected = gradient(penalty(None), states)
+    assert np.max(np.abs(expected)) > 1e-3
+    sampled = gradient(penalty(max_tokens), states)
+    np.testing.assert_allclose(sampled, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="operations of a graph")
+def test_no_row_is_scattered(rng):
+    """XLA on a CPU would copy all rows for each: seconds instead of some ms."""
+    import tensorflow as tf
+
+    (states,) = _states(rng, 1)
+    layer = _layer(max_tokens=6)
+    layer(states)
+
+    @tf.function
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            layer(x, training=True)
+            value = layer.losses[-1]
+        return tf.convert_to_tensor(tape.gradient(value, x))
+
+    graph = gradient.get_concrete_function(tf.constant(states)).graph
+    scattered = [
+        op.inputs[1].shape if op.type == "ScatterNd" else op.inputs[0].shape
+        for op in graph.get_operations()
+        if op.type in ("ScatterNd", "UnsortedSegmentSum")
+    ]
+    assert [shape.as_list() for shape in scattered] == [[6]]
+
+
 @pytest.mark.parametrize("tokens", [0, 1, 2])
 def test_hardly_any_token_is_no_error(rng, gradient, tokens):
     (states,) = _states(rng, 1)
@@ -172,3 +220,16 @@ def test_shapes_are_static(rng):
     assert not unknown
     widest = max(t.shape[0] for t in outputs if t.shape.rank == 2)
     assert widest <= 40  # No more rows than a state has tokens.
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_huge_max_tokens_draws_what_there_is(rng, jit_compile):
+    inputs = keras.Input((6, 4))
+    hidden = keras.layers.Identity(name="encoder")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    keras_istar.attach(model, "encoder", 1.0, 0.0, max_tokens=2**31 - 1)
+    model.compile("sgd", "mse", jit_compile=jit_compile)
+    x = rng.normal(size=(12, 6, 4)).astype("float32")
+    logs = model.fit(x, x[..., :1], batch_size=12, verbose=0).history
+    expected = oracle.score(oracle.covariance(x.reshape(-1, 4)))
+    assert logs["isoscore"] == pytest.approx([expected], abs=1e-5)
