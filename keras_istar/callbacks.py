@@ -1,5 +1,6 @@
 """The callback that keeps Σ_S and logs isotropy."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +12,13 @@ from keras_istar import checks
 from keras_istar import functional_graph
 from keras_istar import hub
 from keras_istar import moments
+from keras_istar.dashboard import Dashboard
+from keras_istar.distribution import is_chief
 from keras_istar.estimation import StatesPass
 from keras_istar.isotropy import isoscore_from_covariance
 from keras_istar.layer import IStarRegularization
+
+Logs = dict[str, Any] | None
 
 
 class IStarCallback(keras.callbacks.Callback):
@@ -36,20 +41,41 @@ class IStarCallback(keras.callbacks.Callback):
     last good Σ_S stays. With `BackupAndRestore` a restarted run goes on with
     the Σ_S it had.
 
+    With `log_dir`, TensorBoard shows after every epoch, under "isotropy":
+
+    - as scalars what the logs receive, and the `strength` and `shrinkage` in
+      force, so that a schedule of them can be seen;
+    - as histograms, named `spectrum_union` and `spectrum_layer_0` and so on,
+      log10 of the eigenvalues of the covariance;
+    - as image the figure of `IsotropyReport.plot`, named `report`, with
+      isotropy, spectrum and outlier dimensions by layer.
+
+    All of it comes from the pass that is made anyway. Its step is the epoch, as
+    with `keras.callbacks.TensorBoard`, which shows the scalars by itself when
+    it comes after this callback. Of several processes that train together, the
+    first one writes. If `log_dir` cannot be written to, a warning says so and
+    training goes on.
+
     Args:
         data: What the model's `fit` takes as `x`: arrays, dicts, raw strings
             if the model is a KerasHub task, or a `tf.data` dataset, with or
             without labels. It is read anew at every pass, from its start.
         max_points: Number of tokens to use, counted once in every state. The
             pass ends with the batch that reaches it.
-        update_freq: `"epoch"`, or the number of batches between passes.
+        update_freq: `"epoch"`, or the number of batches between passes,
+            counted anew in every epoch.
         batch_size: Examples in a batch, where `data` does not come in batches.
         verbose: 0 is silent; 1 draws a progress bar for passes longer than a
             few seconds and says once if `data` is smaller than `max_points`.
+        log_dir: None, or the folder for TensorBoard's event files. It is made
+            when the first epoch ends. Without matplotlib, which the extra
+            `report` brings, a warning says that the image is left out.
 
     Raises:
         ValueError: If an argument is out of range; at the start of training,
             if `data` is empty or the model has no `IStarRegularization`.
+        ImportError: If `log_dir` is given on a backend other than TensorFlow,
+            and TensorFlow or TensorBoard is not installed.
 
     Example:
 
@@ -75,10 +101,13 @@ class IStarCallback(keras.callbacks.Callback):
         update_freq: str | int = "epoch",
         batch_size: int = 32,
         verbose: int = 1,
+        log_dir: str | os.PathLike | None = None,
     ):
         super().__init__()
-        if update_freq != "epoch":
-            update_freq = checks.check_positive_int("update_freq", update_freq)
+        if not isinstance(update_freq, str) or update_freq != "epoch":
+            update_freq = checks.check_positive_int(
+                "update_freq", update_freq, "'epoch' or a positive integer"
+            )
         if isinstance(data, Iterator):
             raise ValueError(
                 "`data` must be iterable more than once, a generator is not. "
@@ -88,9 +117,14 @@ class IStarCallback(keras.callbacks.Callback):
         self.max_points = checks.check_positive_int("max_points", max_points)
         self.update_freq = update_freq
         self.batch_size = checks.check_positive_int("batch_size", batch_size)
-        self.verbose = verbose
+        self.verbose = checks.check_verbose(verbose)
+        self.log_dir = checks.check_optional_path("log_dir", log_dir)
+        self._dashboard = None
+        if self.log_dir is not None:
+            self._dashboard = Dashboard(self.log_dir)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
+        self._close_dashboard()  # After a training that was interrupted.
         layers = functional_graph.find_layers(self.model, IStarRegularization)
         if not layers:
             raise ValueError(
@@ -98,11 +132,11 @@ class IStarCallback(keras.callbacks.Callback):
                 "layer; call `keras_istar.attach(model)` first. "
                 f"Received: model={self.model.name!r}"
             )
+        hub.check_data(self.model, self.data)
         if hub.count_examples(self.data) == 0:
             raise self._empty_data_error()
-        self._batches_seen = 0
         self._said_fewer = False
-        self._pass = StatesPass(
+        self._pass: StatesPass | None = StatesPass(
             self.model,
             layers,
             self.data,
@@ -112,42 +146,42 @@ class IStarCallback(keras.callbacks.Callback):
         )
         self._estimate()
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         self._first_batch = batch
 
-    def on_train_batch_end(self, batch, logs=None):
-        # With `steps_per_execution`, several batches end at once.
-        before = self._batches_seen
-        self._batches_seen += batch - self._first_batch + 1
-        if self.update_freq != "epoch" and (
-            before // self.update_freq != self._batches_seen // self.update_freq
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        # With `steps_per_execution`, several batches end at once. They count
+        # from the start of the epoch, where a restarted run goes on.
+        if isinstance(self.update_freq, int) and (
+            self._first_batch // self.update_freq
+            != (batch + 1) // self.update_freq
         ):
             self._estimate()
 
-    def on_epoch_end(self, epoch, logs=None):
-        scores = self._estimate()
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        clouds = self._estimate()
+        scores = _scores(clouds)
         if logs is not None:
             logs.update(scores)
+        if self._dashboard is not None and is_chief(self.model):
+            self._dashboard.show(epoch, scores, clouds)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self._pass = None
+        self._close_dashboard()
 
     def _estimate(self):
-        """Sets Σ_S of every layer; returns the isotropy to log."""
+        """Sets Σ_S of every layer; returns moments by layer and state."""
         # On JAX, `self.model` brings the variables up to date.
         assert self.model is not None
-        scores = {}
+        clouds = {}
         for layer, states in self._pass.run().items():
             union = moments.combine(states)
             self._report_count(int(union.count))
             self._update(layer, moments.covariance(union))
-            named = zip(
-                ("union", *layer.state_names), (union, *states), strict=True
-            )
-            for name, tokens in named:
-                score = isoscore_from_covariance(moments.covariance(tokens))
-                scores[layer.log_name(f"isoscore_{name}")] = float(score)
-        return scores
+            named = zip(layer.state_names, states, strict=True)
+            clouds[layer] = {"union": union, **dict(named)}
+        return clouds
 
     def _update(self, layer, covariance):
         if layer.momentum is not None:
@@ -171,8 +205,23 @@ class IStarCallback(keras.callbacks.Callback):
             )
             self._said_fewer = True
 
+    def _close_dashboard(self):
+        if self._dashboard is not None:
+            self._dashboard.close()
+
     def _empty_data_error(self):
         return ValueError(
             "`data` must hold at least one example with an unmasked token. "
             f"Received: data of type {type(self.data).__name__}, empty"
         )
+
+
+def _scores(clouds):
+    """IsoScore of every state and union, by its name in the logs."""
+    return {
+        layer.log_name(f"isoscore_{name}"): float(
+            isoscore_from_covariance(moments.covariance(tokens))
+        )
+        for layer, states in clouds.items()
+        for name, tokens in states.items()
+    }

@@ -1,25 +1,28 @@
 """The picture of a report."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from keras_istar import measures
+from keras_istar.layer_isotropy import LayerIsotropy
 from keras_istar.measures import OUTLIER_RULE
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
 
-    from keras_istar.report import IsotropyReport
-
 _INCHES = (7.09, 2.5)  # 180 mm: two columns of a journal page.
+_SCREEN_DPI = 88  # A card of TensorBoard then shows all of it.
 
 # Okabe and Ito, "Color Universal Design", 2008.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _GREY, _PALE = "#8C8C8C", "#E3E3E3"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 7,
     "axes.titlesize": 8,
     "axes.labelsize": 7,
@@ -41,8 +44,14 @@ _LEGEND = {"frameon": False, "handlelength": 1.8, "columnspacing": 1.0}
 _SCORES = {"isoscore": "IsoScore", "isoscore_star": "IsoScore*"}
 
 
-def report_figure(report: "IsotropyReport") -> "matplotlib.figure.Figure":
-    """Three panels: isotropy, spectrum and outlier dimensions, by layer."""
+def report_figure(
+    rows: Sequence[LayerIsotropy],
+) -> "matplotlib.figure.Figure":
+    """Three panels: isotropy, spectrum and outlier dimensions, by layer.
+
+    Args:
+        rows: One for each state, then one for their union.
+    """
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -54,14 +63,25 @@ def report_figure(report: "IsotropyReport") -> "matplotlib.figure.Figure":
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=_INCHES, dpi=200, layout="constrained")
         scores, spectra, outliers = figure.subplots(1, 3)
-        _draw_scores(scores, report)
-        _draw_spectra(spectra, report)
-        _draw_outliers(outliers, report)
+        _draw_scores(scores, rows)
+        _draw_spectra(spectra, rows)
+        _draw_outliers(outliers, rows)
     return figure
 
 
-def _draw_scores(axes, report):
-    *layers, union = report.rows
+def report_image(rows: Sequence[LayerIsotropy]) -> np.ndarray:
+    """The same on a screen: red, green and blue bytes, `(220, 623, 3)`."""
+    figure = report_figure(rows)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(_SCREEN_DPI)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def _draw_scores(axes, rows):
+    *layers, union = rows
     columns = [name for name in _SCORES if name in union.values]
     for column, color, marker in zip(columns, _COLORS, _MARKERS, strict=False):
         values = [row.values[column] for row in layers]
@@ -74,10 +94,10 @@ def _draw_scores(axes, report):
     _name_layers(axes, layers)
 
 
-def _draw_spectra(axes, report):
+def _draw_spectra(axes, rows):
     import matplotlib
 
-    *layers, union = report.rows
+    *layers, union = rows
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
     for place, (row, color) in enumerate(zip(layers, colors, strict=True)):
         is_end = place in (0, len(layers) - 1)
@@ -97,8 +117,8 @@ def _draw_spectra(axes, report):
     axes.legend(**_LEGEND)
 
 
-def _draw_outliers(axes, report):
-    *layers, _ = report.rows
+def _draw_outliers(axes, rows):
+    *layers, _ = rows
     places = np.arange(len(layers))
     ratios = np.array([_variance_ratios(row) for row in layers])
     low, high = np.quantile(ratios, [0.05, 0.95], axis=1)
@@ -140,8 +160,7 @@ def _widest_outliers(layers, ratios):
 
 def _shares(spectrum):
     """Ranks from 1, and the eigenvalues above rounding as shares."""
-    values = np.asarray(spectrum)
-    values = values[values > values[0] * len(values) * np.finfo("float32").eps]
+    values = measures.above_rounding(spectrum)
     return np.arange(1, len(values) + 1), values / np.sum(values)
 
 

@@ -8,6 +8,7 @@ from dataclasses import field
 from typing import TYPE_CHECKING
 
 from keras_istar import report_file
+from keras_istar.layer_isotropy import LayerIsotropy
 from keras_istar.measures import OUTLIER_RULE
 from keras_istar.version import __version__
 
@@ -29,30 +30,6 @@ _HEADINGS = {
     "mean_norm": "norm",
     "twonn_dimension": "TwoNN",
 }
-
-
-@dataclass(frozen=True)
-class LayerIsotropy:
-    """What was measured of one hidden state, or of the union of all.
-
-    Attributes:
-        layer: Name of the state, `"layer_0"` for example, or `"union"`.
-        points: Number of tokens measured.
-        values: The measures' numbers by column, see `measure`.
-        spectrum: Eigenvalues of the covariance, largest first, `dim` of them.
-        means: Mean of each dimension.
-        variances: Variance of each dimension.
-        outlier_dimensions: Dimensions with more than 5 times the average
-            variance, widest first.
-    """
-
-    layer: str
-    points: int
-    values: dict[str, float]
-    spectrum: list[float]
-    means: list[float]
-    variances: list[float]
-    outlier_dimensions: list[int]
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,6 +98,11 @@ class IsotropyReport:
         Raises:
             ValueError: If they have no state or no measure in common.
         """
+        if not isinstance(other, IsotropyReport):
+            raise ValueError(
+                "`other` must be an `IsotropyReport`. "
+                f"Received: other={other!r:.200}"
+            )
         here, there = self._measures_frame(), other._measures_frame()
         layers = [name for name in here.index if name in there.index]
         columns = [name for name in here.columns if name in there.columns]
@@ -141,7 +123,7 @@ class IsotropyReport:
         """
         from keras_istar import plots
 
-        return plots.report_figure(self)
+        return plots.report_figure(self.rows)
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the report as JSON; `load` reads back the very same numbers.
@@ -165,9 +147,12 @@ class IsotropyReport:
             ValueError: If the file is none of `save`, or of a later version.
         """
         content = report_file.read(path)
-        rows = tuple(LayerIsotropy(**row) for row in content.pop("rows"))
-        notes = tuple(content.pop("notes"))
-        return cls(rows=rows, notes=notes, **content)
+        try:
+            rows = tuple(LayerIsotropy(**row) for row in content.pop("rows"))
+            notes = tuple(content.pop("notes"))
+            return cls(rows=rows, notes=notes, **content)
+        except (KeyError, TypeError) as e:
+            raise report_file.not_a_report(path) from e
 
     def __str__(self):
         lines = [f"Isotropy of {self.model!r}, {self.dim} dimensions", ""]

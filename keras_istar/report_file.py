@@ -6,6 +6,8 @@ import os
 import pathlib
 from typing import Any
 
+from keras_istar import checks
+
 _FORMAT = "keras_istar.IsotropyReport"
 _VERSION = 1
 
@@ -18,7 +20,7 @@ def write(path: str | os.PathLike, content: dict[str, Any]) -> None:
     """
     content = {"format": _FORMAT, "version": _VERSION, **content}
     text = json.dumps(_without_nan(content), allow_nan=False, indent=1)
-    path = pathlib.Path(path)
+    path = pathlib.Path(checks.check_path("path", path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -33,27 +35,38 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         ValueError: If the file is none of `write`, or of a later version.
     """
+    path = checks.check_path("path", path)
     try:
         content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
+    except ValueError as e:
+        raise not_a_report(path) from e
     if not isinstance(content, dict) or content.pop("format", "") != _FORMAT:
-        raise ValueError(
-            "`path` must be a file that `IsotropyReport.save` has written. "
-            f"Received: path={os.fspath(path)!r}"
-        )
-    version = content.pop("version")
+        raise not_a_report(path)
+    version = content.pop("version", None)
+    if not isinstance(version, int) or not content.get("rows"):
+        raise not_a_report(path)
     if version > _VERSION:
         raise ValueError(
             "`path` must not be of a later version than this keras_istar "
             f"reads, {_VERSION}. Received: version={version}"
         )
-    for row in content["rows"]:
-        row["values"] = {
-            name: math.nan if value is None else value
-            for name, value in row["values"].items()
-        }
+    try:
+        for row in content["rows"]:
+            row["values"] = {
+                name: math.nan if value is None else value
+                for name, value in row["values"].items()
+            }
+    except (AttributeError, KeyError, TypeError) as e:
+        raise not_a_report(path) from e
     return content
+
+
+def not_a_report(path: str | os.PathLike) -> ValueError:
+    """The error for a file that holds something else."""
+    return ValueError(
+        "`path` must be a file that `IsotropyReport.save` has written. "
+        f"Received: path={os.fspath(path)!r}"
+    )
 
 
 def _without_nan(value):

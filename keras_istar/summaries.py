@@ -14,6 +14,7 @@ from keras import ops
 from keras_istar import accumulators
 from keras_istar import moments
 from keras_istar.accumulators import RunningMoments
+from keras_istar.accumulators import Statistic
 from keras_istar.accumulators import Variables
 from keras_istar.distribution import local_values
 from keras_istar.moments import Moments
@@ -45,9 +46,13 @@ class RunningDirections:
     """
 
     def __init__(self, variables: Variables, dim: int):
-        self._variables = accumulators.make_variables(
-            variables.local, Directions((), (dim,), (), ())
-        )
+        shapes = {
+            "norm_sum": (),
+            "unit_sum": (dim,),
+            "num_nonzero": (),
+            "num_nonfinite": (),
+        }
+        self._variables = accumulators.make_variables(variables.local, shapes)
 
     def value(self) -> Directions:
         norm_sum, unit_sum, *counts = (
@@ -142,7 +147,10 @@ class RunningSummary:
     ):
         moments_part = RunningMoments(variables, dim)
         self.count = moments_part.count
-        self._parts = [moments_part, RunningDirections(variables, dim)]
+        self._parts: list[Statistic] = [
+            moments_part,
+            RunningDirections(variables, dim),
+        ]
         if sample_size > 0:
             self._parts.append(RunningSample(variables, dim, sample_size, seed))
 
@@ -169,7 +177,9 @@ def unite(parts: Sequence[Summary], sample_size: int, seed: int) -> Summary:
     )
     return Summary(
         moments.combine([part.moments for part in parts]),
-        Directions(sum(norm_sums), sum(unit_sums), *map(sum, counts)),
+        Directions(
+            sum(norm_sums), np.sum(unit_sums, axis=0), *map(sum, counts)
+        ),
         _united_sample(parts, sample_size, seed) if sample_size > 0 else None,
     )
 

@@ -124,6 +124,40 @@ def tiny_classifier(tiny_bert):
     return make
 
 
+@pytest.fixture(scope="session")
+def preset(tmp_path_factory):
+    """A KerasHub preset of a tiny encoder with random weights."""
+    hub = pytest.importorskip("keras_hub")
+    keras.utils.set_random_seed(1)
+    tokenizer = hub.tokenizers.BertTokenizer(VOCABULARY, lowercase=True)
+    backbone = hub.models.BertBackbone(
+        vocabulary_size=len(VOCABULARY),
+        num_layers=2,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=16,
+    )
+    folder = tmp_path_factory.mktemp("preset")
+    backbone.save_to_preset(str(folder))
+    tokenizer.save_to_preset(str(folder))
+    return str(folder)
+
+
+@pytest.fixture
+def table_file(tmp_path, rng):
+    """Sentences that hold either "good" or "bad", and which one."""
+    words = [word for word in VOCABULARY[5:] if word not in ("good", "bad")]
+    lines = []
+    for i in range(160):
+        label = ("bad", "good")[i % 2]
+        text = [*rng.choice(words[:8], size=rng.integers(2, 9)), label]
+        lines.append(f"{label}\t{' '.join(rng.permutation(text))}")
+    path = tmp_path / "sentences.tsv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return str(path)
+
+
 @pytest.fixture
 def sentences(rng):
     """Raw strings of differing lengths and their labels."""
@@ -132,6 +166,40 @@ def sentences(rng):
         " ".join(rng.choice(words, size=rng.integers(2, 6))) for _ in range(16)
     ]
     return np.array(texts), np.array([i % 2 for i in range(16)])
+
+
+@pytest.fixture
+def make_report(rng):
+    """Function that makes a report with 12 dimensions and such values."""
+    from keras_istar import IsotropyReport
+
+    def make(names=("layer_0", "layer_1", "union"), **values):
+        return IsotropyReport(
+            model="tiny",
+            dim=12,
+            rows=tuple(_report_row(rng, name, values) for name in names),
+            shrinkage=0.2,
+            shrinkage_target="a target",
+            notes=("A note.",),
+        )
+
+    return make
+
+
+def _report_row(rng, layer, values):
+    from keras_istar.report import LayerIsotropy
+
+    variances = rng.uniform(0.5, 1.5, size=12)
+    variances[3] = 30.0
+    return LayerIsotropy(
+        layer=layer,
+        points=1234,
+        values={"isoscore": rng.uniform(), "mean_norm": rng.uniform()} | values,
+        spectrum=np.sort(rng.uniform(0.1, 9, size=12))[::-1].tolist(),
+        means=rng.normal(size=12).tolist(),
+        variances=variances.tolist(),
+        outlier_dimensions=[3],
+    )
 
 
 @pytest.fixture

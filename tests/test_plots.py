@@ -3,14 +3,14 @@ import sys
 
 import numpy as np
 import pytest
-from test_report import DIM
-from test_report import make_report  # noqa: F401
+
+DIM = 12  # Of `make_report`.
 
 matplotlib = pytest.importorskip("matplotlib")
 
 
 @pytest.fixture
-def report(make_report):  # noqa: F811
+def report(make_report):
     return make_report(isoscore_star=0.4)
 
 
@@ -60,7 +60,7 @@ def test_outlier_dimensions(report):
 @pytest.mark.parametrize(
     "names", [["layer_0"], ["dense", "top"], [f"layer_{i}" for i in range(40)]]
 )
-def test_any_number_of_layers(make_report, names, tmp_path):  # noqa: F811
+def test_any_number_of_layers(make_report, names, tmp_path):
     figure = make_report([*names, "union"]).plot()
     figure.savefig(tmp_path / "figure.pdf")
     assert len(figure.axes[0].get_xticks()) <= 14

@@ -5,40 +5,7 @@ import numpy as np
 import pytest
 
 from keras_istar.report import IsotropyReport
-from keras_istar.report import LayerIsotropy
 from keras_istar.version import __version__
-
-DIM = 12
-
-
-def make_row(rng, layer, **values):
-    variances = rng.uniform(0.5, 1.5, size=DIM)
-    variances[3] = 30.0
-    return LayerIsotropy(
-        layer=layer,
-        points=1234,
-        values={"isoscore": rng.uniform(), "mean_norm": rng.uniform()} | values,
-        spectrum=np.sort(rng.uniform(0.1, 9, size=DIM))[::-1].tolist(),
-        means=rng.normal(size=DIM).tolist(),
-        variances=variances.tolist(),
-        outlier_dimensions=[3],
-    )
-
-
-@pytest.fixture
-def make_report(rng):
-    def make(names=("layer_0", "layer_1", "union"), **values):
-        rows = tuple(make_row(rng, name, **values) for name in names)
-        return IsotropyReport(
-            model="tiny",
-            dim=DIM,
-            rows=rows,
-            shrinkage=0.2,
-            shrinkage_target="a target",
-            notes=("A note.",),
-        )
-
-    return make
 
 
 def test_frame_has_a_row_a_layer(make_report):
