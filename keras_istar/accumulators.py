@@ -1,13 +1,11 @@
-"""Statistics of a stream of hidden states, kept in variables.
-
-A statistic takes the hidden states of one batch by `add`, forgets all of them
-by `reset` and answers by `value`.
-"""
+"""Statistics of a stream of hidden states, kept in variables."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
+from typing import Protocol
 
 import keras
 from keras import ops
@@ -18,6 +16,19 @@ from keras_istar.distribution import sum_over_replicas
 from keras_istar.moments import Moments
 from keras_istar.moments import Tensor
 from keras_istar.observation import HiddenState
+
+
+class Statistic(Protocol):
+    """What is known of a stream of hidden states."""
+
+    def add(self, state: HiddenState) -> None:
+        """Takes the hidden states of one batch."""
+
+    def reset(self) -> None:
+        """Forgets all of them."""
+
+    def value(self) -> Any:
+        """What they amount to."""
 
 
 class Variables(keras.layers.Layer):
@@ -68,7 +79,12 @@ class RunningMoments:
     """
 
     def __init__(self, variables: Variables, dim: int):
-        shapes = Moments((), (dim,), (dim,), (dim, dim))
+        shapes = {
+            "count": (),
+            "center": (dim,),
+            "offset": (dim,),
+            "scatter": (dim, dim),
+        }
         self._variables = make_variables(variables.shared, shapes)
         self.count = self._variables[0]
 
@@ -78,7 +94,7 @@ class RunningMoments:
 
     def add(self, state: HiddenState) -> None:
         seen = sum_over_replicas(moments.token_moments(*state))
-        seen = Moments(*(ops.cast(part, "float32") for part in seen))
+        seen = moments.to_float32(seen)
         assign(self._variables, moments.combine([self.value(), seen]))
 
     def reset(self) -> None:
@@ -86,12 +102,10 @@ class RunningMoments:
 
 
 def make_variables(
-    make: Callable[..., keras.Variable], shapes: NamedTuple
+    make: Callable[..., keras.Variable], shapes: Mapping[str, tuple]
 ) -> list[keras.Variable]:
-    """One variable for each field of `shapes`."""
-    return [
-        make(name=name, shape=shape) for name, shape in shapes._asdict().items()
-    ]
+    """One variable of each name and shape."""
+    return [make(name=name, shape=shape) for name, shape in shapes.items()]
 
 
 def assign(

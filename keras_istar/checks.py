@@ -1,19 +1,30 @@
 """Argument checks: the rule, then what was received."""
 
+import contextlib
 import math
 import numbers
+import os
+from collections.abc import Iterator
 from typing import Any
+from typing import NoReturn
 
 import keras
+import numpy as np
 from keras import ops
+
+_LARGEST_REAL = float(np.finfo("float32").max)
+_LARGEST_INT = 2**31 - 1
 
 
 def check_real(name: str, value: Any) -> float:
     """Returns `value` as a float; raises unless it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    is_real = isinstance(value, numbers.Real)
+    if isinstance(value, bool) or not is_real:
         _refuse(name, "a real number", value)
-    if not math.isfinite(value):
+    if value != value or abs(value) == math.inf:
         _refuse(name, "a finite number", value)
+    if abs(value) > _LARGEST_REAL:
+        _refuse(name, "a number that float32 can hold", value)
     return float(value)
 
 
@@ -45,12 +56,15 @@ def check_momentum(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def check_positive_int(name: str, value: Any) -> int:
+def check_positive_int(
+    name: str, value: Any, text: str = "a positive integer"
+) -> int:
     """Returns `value` as an int; raises unless it is a whole number > 0."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        _refuse(name, "a positive integer", value)
-    if value <= 0:
-        _refuse(name, "a positive integer", value)
+    is_int = isinstance(value, numbers.Integral)
+    if isinstance(value, bool) or not is_int or value <= 0:
+        _refuse(name, text, value)
+    if value > _LARGEST_INT:
+        _refuse(name, f"at most {_LARGEST_INT}", value)
     return int(value)
 
 
@@ -59,12 +73,18 @@ def check_optional_positive_int(name: str, value: Any) -> int | None:
     return None if value is None else check_positive_int(name, value)
 
 
-def check_optional_int(name: str, value: Any) -> int | None:
-    """Returns `value`; raises unless it is None or a whole number."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        _refuse(name, "`None` or an integer", value)
+def check_seed(value: Any) -> int:
+    """Returns `value`; raises unless it can seed random numbers."""
+    is_int = isinstance(value, numbers.Integral)
+    if isinstance(value, bool) or not is_int or not 0 <= value <= _LARGEST_INT:
+        _refuse("seed", f"an integer from 0 to {_LARGEST_INT}", value)
+    return int(value)
+
+
+def check_verbose(value: Any) -> int:
+    """Returns `value`; raises unless it is 0 or 1."""
+    if not isinstance(value, numbers.Integral) or value not in (0, 1):
+        _refuse("verbose", "0 or 1", value)
     return int(value)
 
 
@@ -73,6 +93,34 @@ def check_bool(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         _refuse(name, "True or False", value)
     return value
+
+
+def check_optional_path(name: str, value: Any) -> str | None:
+    """Returns `value` as a string; raises unless it is None or a path."""
+    if value is None:
+        return None
+    return check_path(name, value, "`None` or a path")
+
+
+def check_path(name: str, value: Any, rule: str = "a path") -> str:
+    """Returns `value` as a string; raises unless it is a path."""
+    is_path = isinstance(value, (str, os.PathLike))
+    path = os.fspath(value) if is_path else None
+    if not path or not isinstance(path, str):
+        _refuse(name, rule, value)
+    return path
+
+
+@contextlib.contextmanager
+def keras_arguments(kwargs: dict[str, Any]) -> Iterator[None]:
+    """Says which arguments Keras refuses within this scope, if it does."""
+    try:
+        yield
+    except (TypeError, ValueError) as e:
+        raise ValueError(
+            "`**kwargs` must be arguments of `keras.layers.Layer`, such as "
+            f"`name` and `dtype`. Received: {kwargs!r:.200}"
+        ) from e
 
 
 def check_points(points: Any, mask: Any) -> tuple[Any, Any]:
@@ -85,7 +133,7 @@ def check_points(points: Any, mask: Any) -> tuple[Any, Any]:
         )
     check_width("points", points.shape)
     if mask is not None:
-        mask = _tensor("mask", mask)
+        mask = check_tensor("mask", mask)
         check_mask_shape(mask.shape, points.shape, "points")
     return points, mask
 
@@ -132,18 +180,20 @@ def check_mask_shape(mask_shape: tuple, shape: tuple, name: str) -> None:
 
 
 def _float_tensor(name, value):
-    value = _tensor(name, value)
+    value = check_tensor(name, value)
     if "float" not in keras.backend.standardize_dtype(value.dtype):
         value = ops.cast(value, "float32")
     return value
 
 
-def _tensor(name, value):
+def check_tensor(name: str, value: Any) -> Any:
+    """`value` as a tensor of real numbers."""
     try:
-        value = ops.convert_to_tensor(value)
-        if keras.backend.standardize_dtype(value.dtype) == "string":
-            raise TypeError("Text is no number.")
-        return value
+        tensor = ops.convert_to_tensor(value)
+        dtype = keras.backend.standardize_dtype(tensor.dtype)
+        if dtype == "string" or "complex" in dtype:
+            raise TypeError(f"{dtype} is no real number.")
+        return tensor
     except Exception as e:
         raise ValueError(
             f"`{name}` must be a tensor or array of numbers. "
@@ -151,5 +201,16 @@ def _tensor(name, value):
         ) from e
 
 
-def _refuse(name, rule, value):
-    raise ValueError(f"`{name}` must be {rule}. Received: {name}={value!r}")
+def check_float_dtypes(name: str, dtypes: Any) -> None:
+    """Raises unless all dtypes are one and the same float type."""
+    names = [keras.backend.standardize_dtype(dtype) for dtype in dtypes]
+    if "float" not in names[0] or len(set(names)) > 1:
+        raise ValueError(
+            f"`{name}` must be of one float dtype. Received: dtypes={names}"
+        )
+
+
+def _refuse(name: str, rule: str, value: Any) -> NoReturn:
+    raise ValueError(
+        f"`{name}` must be {rule}. Received: {name}={value!r:.200}"
+    )

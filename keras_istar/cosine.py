@@ -11,6 +11,9 @@ from keras_istar.distribution import add_replicas
 from keras_istar.moments import Tensor
 from keras_istar.regularization import HiddenStateRegularization
 
+# A token narrower than this is the zero vector to float32.
+_SMALLEST_ENTRY = 1e-36
+
 
 @keras.saving.register_keras_serializable(package="keras_istar")
 class CosineRegularization(HiddenStateRegularization):
@@ -66,14 +69,14 @@ class CosineRegularization(HiddenStateRegularization):
         super().__init__(strength, **kwargs)
         self.sync = checks.check_bool("sync", sync)
 
-    def measure(self, states, masks):
+    def measure(self, states: list[Tensor], masks: list) -> Tensor:
         sums = sum(map(_direction_sums, states, masks))
         return mean_cosine(add_replicas(sums) if self.sync else sums)
 
-    def loss(self, measured):
+    def loss(self, measured: Tensor) -> Tensor:
         return measured
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "sync": self.sync}
 
 
@@ -94,12 +97,14 @@ def _direction_sums(states, mask):
     if weights is None:
         weights = ops.ones_like(tokens[:, 0])
     tokens = ops.where(weights[:, None] > 0, tokens, 0.0)
+    # In units of the widest entry no square over- or underflows, nor does the
+    # gradient of the root. The unit is a constant: directions have none.
+    widest = ops.max(ops.abs(tokens), axis=-1, keepdims=True)
+    is_zero = widest <= _SMALLEST_ENTRY
+    unit = ops.stop_gradient(ops.where(is_zero, 1.0, widest))
+    tokens = ops.where(is_zero, 0.0, tokens / unit)
     squared_norms = ops.sum(ops.square(tokens), axis=-1, keepdims=True)
-    is_zero = squared_norms == 0
-    # The guard is on the input: the gradient of the root of 0 is infinite.
-    directions = tokens * ops.where(
-        is_zero, 0.0, ops.rsqrt(ops.where(is_zero, 1.0, squared_norms))
-    )
+    directions = tokens * ops.rsqrt(ops.where(is_zero, 1.0, squared_norms))
     squares = ops.sum(ops.where(is_zero, 0.0, 1.0))
     return ops.concatenate(
         [

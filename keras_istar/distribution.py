@@ -38,11 +38,11 @@ def sum_over_replicas(local: Moments) -> Moments:
     PyTorch's `DistributedDataParallel` see to that.
     """
     replicas = _replicas()
-    if replicas is None or replicas.count == 1:
+    if replicas is None or replicas.number == 1:
         return local
     dim = local.scatter.shape[-1]
     own_row = ops.one_hot(
-        replicas.index, replicas.count, dtype=local.scatter.dtype
+        replicas.index, replicas.number, dtype=local.scatter.dtype
     )[:, None]
     table = ops.concatenate(
         [
@@ -52,7 +52,7 @@ def sum_over_replicas(local: Moments) -> Moments:
         ]
     )
     table = replicas.all_reduce(table)
-    scatter, centers, offsets = ops.split(table, [dim, dim + replicas.count])
+    scatter, centers, offsets = ops.split(table, [dim, dim + replicas.number])
     return moments.merge(
         centers[:, dim], centers[:, :dim], offsets[:, :dim], scatter[:, :dim]
     )
@@ -80,6 +80,19 @@ def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
     """The scope in which new variables can join those of `model`."""
     strategy = getattr(model, "distribute_strategy", None)
     return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def is_chief(model: keras.Model) -> bool:
+    """Whether this process speaks for all that train `model` together."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.process_index() == 0
+    if keras.backend.backend() == "torch":
+        replicas = _torch_replicas()
+        return replicas is None or replicas.index == 0
+    strategy = getattr(model, "distribute_strategy", None)
+    return strategy is None or strategy.extended.should_save_summary
 
 
 def add_shared_weight(
@@ -141,13 +154,13 @@ class _Replicas(NamedTuple):
 
     Attributes:
         index: Which one this is, from 0.
-        count: How many there are.
+        number: How many there are.
         all_reduce: Differentiable function of a tensor that returns its sum
             over all replicas.
     """
 
     index: Any
-    count: int
+    number: int
     all_reduce: Callable[[Tensor], Tensor]
 
 

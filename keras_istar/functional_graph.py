@@ -7,10 +7,10 @@ the model's own nodes, layers, config and outputs stay as they are.
 """
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
-from collections.abc import MutableSequence
 from typing import Any
 from typing import NamedTuple
 
@@ -26,8 +26,10 @@ _GRAPH = tuple(
     "_operations _operations_by_depth".split()
 )
 
-_suspended_modes = weakref.WeakKeyDictionary()
-_original_graphs = weakref.WeakKeyDictionary()
+surgery = threading.RLock()  # To be held while the graph of a model changes.
+
+_suspended_modes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_original_graphs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class Call(NamedTuple):
@@ -78,6 +80,11 @@ def is_composite(layer: keras.layers.Layer) -> bool:
     return bool(layer._layers)
 
 
+def is_in_use(layer: keras.layers.Layer) -> bool:
+    """Whether a Functional model calls `layer`."""
+    return bool(layer._inbound_nodes)
+
+
 def add_observer(
     model: keras.Model, name: str, layer: keras.layers.Layer, *args, **kwargs
 ) -> None:
@@ -115,16 +122,11 @@ def remove_observer(model: keras.Model, name: str) -> None:
 
 def observers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """The layers that `add_observer` gave to `model`, by name."""
-    layers = [
-        node.operation for node in model._nodes_by_depth.get(_BELOW_OUTPUTS, [])
-    ]
+    nodes = model._nodes_by_depth.get(_BELOW_OUTPUTS, [])
+    layers = {id(node.operation) for node in nodes}
     # The PyTorch backend keeps layers apart from other attributes.
     attributes = {**vars(model), **vars(model).get("_modules", {})}
-    return {
-        name: value
-        for name, value in attributes.items()
-        if any(value is layer for layer in layers)
-    }
+    return {name: x for name, x in attributes.items() if id(x) in layers}
 
 
 def insert_layer(
@@ -169,7 +171,9 @@ def inserted_layer(model: keras.Model) -> str | None:
 def remove_inserted_layer(model: keras.Model) -> None:
     """Undoes `insert_layer`."""
     name, original = _original_graphs.pop(model)
-    model._tracker.untrack(getattr(model, name))
+    layer = getattr(model, name)
+    layer._inbound_nodes.clear()
+    model._tracker.untrack(layer)
     vars(model).update(original)
     delattr(model, name)
 
@@ -210,9 +214,7 @@ def restore_compute_loss(model: keras.Model) -> None:
     vars(model).pop("compute_loss", None)
 
 
-def replace_losses(
-    layer: keras.layers.Layer, make_list: type[MutableSequence]
-) -> None:
+def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:
     """Makes all layers of the model that calls `layer` use other lists.
 
     The layer is being called; the model may be the layer itself.
@@ -239,8 +241,7 @@ def keras_mask(tensor: Any) -> Any:
 
 def find_layers(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
     """All layers of class `kind` in `model`, at any depth."""
-    layers = model._flatten_layers()
-    return [layer for layer in layers if isinstance(layer, kind)]
+    return [x for x in model._flatten_layers() if isinstance(x, kind)]
 
 
 def _nodes_in_order(model):

@@ -92,11 +92,13 @@ def check_functional(model: keras.Model) -> None:
 def _find_calls(model, layers):
     """The (nested) model that has the asked layers, and their calls."""
     items = [layers] if isinstance(layers, (str, int)) else layers
-    if not isinstance(items, Sequence) or not items:
+    if isinstance(items, bytes) or not isinstance(items, Sequence) or not items:
         raise ValueError(
             "`layers` must be 'all', an index, a name, or a list of indices "
-            f"and names. Received: layers={layers!r}"
+            f"and names. Received: layers={layers!r:.200}"
         )
+    for item in items:
+        _check_item(item)
     names = {item for item in items if isinstance(item, str)} - {"all"}
     models = list(functional_graph.nested_models(model))
     for owner in models:
@@ -154,12 +156,15 @@ def _state_name(call, index_of):
     return call.layer.name
 
 
-def _block_at(blocks, index):
-    if isinstance(index, bool) or not isinstance(index, int):
+def _check_item(item):
+    if isinstance(item, bool) or not isinstance(item, (int, str)):
         raise ValueError(
             "`layers` must hold indices and names of layers. "
-            f"Received: {index!r} in layers"
+            f"Received: {item!r:.200} in layers"
         )
+
+
+def _block_at(blocks, index):
     if not -len(blocks) <= index < len(blocks):
         raise ValueError(
             f"`layers` must hold indices from {-len(blocks)} to "

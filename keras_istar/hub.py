@@ -1,5 +1,6 @@
 """Everything that knows how KerasHub tasks take raw data."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -27,6 +28,74 @@ def preprocessed(
             return batches, None
         return _map_preprocessor(model, data), None
     return data, None if is_batched else batch_size
+
+
+def check_data(model: keras.Model, data: Any) -> None:
+    """Raises unless `data` can be what `fit` of `model` takes as `x`.
+
+    Datasets are not looked into.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if isinstance(data, Iterator):
+        raise ValueError(
+            "`data` must be iterable more than once, a generator is not. "
+            f"Received: data of type {type(data).__name__}"
+        )
+    if _is_dataset(data):
+        return
+    has_preprocessor = getattr(model, "preprocessor", None) is not None
+    are_inputs = isinstance(data, list) and not has_preprocessor
+    arrays = data if are_inputs else _leaves(data)
+    if not all(_is_array(x, has_preprocessor) for x in arrays):
+        raise ValueError(
+            "`data` must be what the model's `fit` takes as `x`: arrays, "
+            "nested tuples or dicts of them, a dataset, or strings if the "
+            "model is a KerasHub task. "
+            f"Received: data of type {type(data).__name__}"
+        )
+    lengths = [len(array) for array in arrays]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"`data` must be of one length. Received: lengths={lengths}"
+        )
+    if not has_preprocessor and not isinstance(data, dict):
+        _check_inputs(getattr(model, "inputs", None), arrays)
+
+
+def _check_inputs(inputs, arrays):
+    """Raises unless the arrays fit the symbolic inputs of a model."""
+    if not inputs or not arrays:
+        return
+    if len(inputs) != len(arrays):
+        raise ValueError(
+            f"`data` must have one array for each of the {len(inputs)} inputs "
+            f"of the model. Received: {len(arrays)} arrays"
+        )
+    for tensor, array in zip(inputs, arrays, strict=True):
+        if not _fits(tensor.shape[1:], array.shape[1:]):
+            raise ValueError(
+                f"`data` must fit the input {tensor.name!r} of the model, "
+                f"{tuple(tensor.shape)}. Received: shape {tuple(array.shape)}"
+            )
+        is_text = isinstance(array, np.ndarray) and array.dtype.kind in "OSU"
+        if is_text and tensor.dtype != "string":
+            raise ValueError(
+                f"`data` must hold numbers for the input {tensor.name!r} of "
+                f"the model. Received: dtype {array.dtype}"
+            )
+
+
+def _fits(expected, shape):
+    """Whether a shape is as expected; Keras adds and drops a last axis of 1."""
+    if len(expected) != len(shape):
+        return abs(len(expected) - len(shape)) == 1 and 1 in (
+            expected[-1:] + shape[-1:]
+        )
+    return all(
+        e is None or e == s for e, s in zip(expected, shape, strict=True)
+    )
 
 
 def count_examples(data: Any) -> int | None:
@@ -97,11 +166,20 @@ def _without_tensor_bools(leaf):
 
 
 def _is_arrays(data):
-    return all(
-        isinstance(leaf, list)
-        or (hasattr(leaf, "shape") and hasattr(leaf, "__getitem__"))
-        for leaf in _leaves(data)
-    )
+    return all(_is_array(leaf) for leaf in _leaves(data))
+
+
+def _is_array(leaf, or_list=True):
+    if isinstance(leaf, list):
+        return or_list
+    return len(getattr(leaf, "shape", ())) > 0 and hasattr(leaf, "__getitem__")
+
+
+def _is_dataset(data):
+    """Whether `data` comes in batches, of which nothing is known yet."""
+    is_one = not isinstance(data, (bytes, dict, list, str, tuple))
+    is_iterable = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+    return is_one and is_iterable and not hasattr(data, "shape")
 
 
 def _leaves(data):

@@ -9,6 +9,7 @@ from keras_istar import checks
 from keras_istar import moments
 from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import sum_over_replicas
+from keras_istar.moments import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_istar")
@@ -70,20 +71,22 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         epsilon: float = 1e-3,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
+        with checks.keras_arguments(kwargs):
+            super().__init__(**kwargs)
         self.momentum = checks.check_open_fraction("momentum", momentum)
         self.beta = checks.check_fraction("beta", beta)
         self.epsilon = checks.check_positive("epsilon", epsilon)
         self.supports_masking = True
 
-    def build(self, input_shape):
-        if len(input_shape) != 2:
+    def build(self, input_shape: Any) -> None:
+        sizes = tuple(input_shape or ())
+        if len(sizes) != 2 or any(isinstance(x, (list, tuple)) for x in sizes):
             raise ValueError(
                 "`embeddings` must have two dimensions, `(batch, dim)`. "
-                f"Received: embeddings.shape={tuple(input_shape)}"
+                f"Received: embeddings.shape={sizes}"
             )
-        checks.check_width("embeddings", input_shape)
-        dim = input_shape[-1]
+        checks.check_width("embeddings", sizes)
+        self.dim = dim = sizes[-1]
         self.moving_deviation = add_shared_weight(
             self, "moving_deviation", (dim,)
         )
@@ -92,7 +95,13 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         )
         self.has_statistics = add_shared_weight(self, "has_statistics")
 
-    def call(self, embeddings, training=None):
+    def call(self, embeddings: Tensor, training: bool | None = None) -> Tensor:
+        checks.check_float_dtypes("embeddings", [embeddings.dtype])
+        if embeddings.shape[-1] != self.dim:
+            raise ValueError(
+                f"`embeddings` must keep their width, {self.dim}. "
+                f"Received: embeddings.shape={tuple(embeddings.shape)}"
+            )
         if training:
             self._update(embeddings)
         deviation = ops.convert_to_tensor(self.moving_deviation)
@@ -110,10 +119,11 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         )
         # The paper divides by n, not by n - 1.
         covariance = tokens.scatter / ops.maximum(tokens.count, 1.0)
-        deviation = ops.sqrt(ops.diagonal(covariance))
+        deviation = ops.sqrt(variances(covariance))
         is_first = ops.convert_to_tensor(self.has_statistics) == 0
+        # One embedding has no variance: that says nothing of the model's.
         is_usable = ops.logical_and(
-            tokens.count > 0, ops.all(ops.isfinite(covariance))
+            tokens.count > 1, ops.all(ops.isfinite(covariance))
         )
         for variable, now in (
             (self.moving_deviation, deviation),
@@ -130,10 +140,10 @@ class IsotropicBatchNormalization(keras.layers.Layer):
             )
         )
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "momentum": self.momentum,
@@ -142,7 +152,9 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         }
 
 
-def isotropic_scale(deviation, covariance, beta, epsilon):
+def isotropic_scale(
+    deviation: Tensor, covariance: Tensor, beta: float, epsilon: float
+) -> Tensor:
     """θ̄ `(dim,)` from σ `(dim,)` and Σ `(dim, dim)`, see the class above."""
     products = deviation[:, None] * deviation[None, :]
     # A dimension without variance correlates with none.
@@ -152,7 +164,14 @@ def isotropic_scale(deviation, covariance, beta, epsilon):
     correlation = ops.clip(correlation, -1.0, 1.0)
     sharing = ops.mean(ops.square(correlation), axis=1)
     scale = ops.power(sharing * deviation + epsilon, -beta)
-    variance = ops.diagonal(covariance)
+    variance = variances(covariance)
     total = ops.sum(variance)
     scaled_total = ops.sum(variance * ops.square(scale))
-    return scale * ops.sqrt(total / (scaled_total + epsilon))
+    kept = scale * ops.sqrt(total / (scaled_total + epsilon))
+    # Without any variance there is nothing to even out.
+    return ops.where(total > 0, kept, 1.0)
+
+
+def variances(covariance: Tensor) -> Tensor:
+    """Diagonal `(dim,)`, where rounding may have left less than nothing."""
+    return ops.maximum(ops.diagonal(covariance), 0.0)

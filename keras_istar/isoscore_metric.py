@@ -67,8 +67,17 @@ class IsoScore(keras.metrics.Metric):
     """
 
     def __init__(self, name: str = "isoscore", dtype: Any = None):
-        super().__init__(name=name, dtype=dtype)
-        self._dim = None
+        if not isinstance(name, str):
+            raise ValueError(f"`name` must be text. Received: name={name!r}")
+        try:
+            super().__init__(name=name, dtype=dtype)
+            checks.check_float_dtypes("dtype", [self.dtype])
+        except (TypeError, ValueError) as e:
+            raise ValueError(
+                "`dtype` must be `None` or the name of a float type. "
+                f"Received: dtype={dtype!r}"
+            ) from e
+        self._dim: int | None = None
 
     def update_state(
         self,
@@ -77,7 +86,7 @@ class IsoScore(keras.metrics.Metric):
         sample_weight: Tensor | None = None,
     ) -> None:
         keras_mask = functional_graph.keras_mask(y_pred)
-        points = ops.convert_to_tensor(y_pred)
+        points = checks.check_tensor("y_pred", y_pred)
         if len(points.shape) < 2:
             raise ValueError(
                 "`y_pred` must have at least two dimensions, `(..., dim)`. "
@@ -120,7 +129,7 @@ class IsoScore(keras.metrics.Metric):
 
 def _fit(weights, points):
     """Where weights of examples or tokens count, as a mask of `points`."""
-    weights = ops.not_equal(ops.convert_to_tensor(weights), 0)
+    weights = ops.not_equal(checks.check_tensor("sample_weight", weights), 0)
     leading, ndim = points.shape[:-1], len(weights.shape)
     fits = ndim <= len(leading) and all(
         w is None or p is None or w == p

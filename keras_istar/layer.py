@@ -39,8 +39,12 @@ class IStarRegularization(HiddenStateRegularization):
     from its call: there, `attach` makes the model log them.
 
     Arithmetic is in float32 whatever the compute dtype, in float64 for float64
-    states. `keras.RematScope` skips this layer: it stores nothing that could
-    be recomputed. Build the model that calls it outside of the scope, with the
+    states. That type must hold the squares of deviations from the mean: to
+    float32, states closer together than 1e-19 are all equal, and of states
+    farther apart than 1e18 the penalty is NaN.
+
+    `keras.RematScope` skips this layer: it stores nothing that could be
+    recomputed. Build the model that calls it outside of the scope, with the
     blocks inside, for Keras differentiates no loss that is added within a
     recomputed model; `attach` sees to that by itself.
 
@@ -60,7 +64,7 @@ class IStarRegularization(HiddenStateRegularization):
         max_tokens: None for all tokens, or the number to draw at random in
             each step (and replica), in equal parts from each state. Cheaper
             for wide models; Σ_S keeps the score stable.
-        seed: Integer seed of that draw.
+        seed: Seed of that draw, an integer from 0 to 2³¹ − 1.
         **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
 
     Call arguments:
@@ -119,9 +123,9 @@ class IStarRegularization(HiddenStateRegularization):
         self.max_tokens = checks.check_optional_positive_int(
             "max_tokens", max_tokens
         )
-        self.seed = checks.check_optional_int("seed", seed)
+        self.seed = None if seed is None else checks.check_seed(seed)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         super().build(input_shape)
         self.shrinkage_covariance = add_shared_weight(
             self, "shrinkage_covariance", (self.dim, self.dim)
@@ -132,7 +136,7 @@ class IStarRegularization(HiddenStateRegularization):
         if self.max_tokens is not None:
             self._draws = keras.random.SeedGenerator(self.seed)
 
-    def measure(self, states, masks):
+    def measure(self, states: list[Tensor], masks: list) -> Tensor:
         tokens = self._moments(states, masks)
         if self.sync:
             tokens = sum_over_replicas(tokens)
@@ -149,7 +153,7 @@ class IStarRegularization(HiddenStateRegularization):
             moments.shrink(batch, target, shrinkage)
         )
 
-    def loss(self, measured):
+    def loss(self, measured: Tensor) -> Tensor:
         return 1.0 - measured
 
     def _moments(self, states, masks):
@@ -186,8 +190,8 @@ class IStarRegularization(HiddenStateRegularization):
                 "`set_shrinkage_covariance` needs a built layer: call the "
                 f"layer or its model once. Received: layer={self.name!r}"
             )
-        value = checks.check_covariance(
-            "value", value, self.shrinkage_covariance.shape[0]
+        value = ops.cast(
+            checks.check_covariance("value", value, self.dim), "float32"
         )
         if not bool(ops.all(ops.isfinite(value))):
             raise ValueError(
@@ -196,7 +200,7 @@ class IStarRegularization(HiddenStateRegularization):
         self.shrinkage_covariance.assign(value)
         self.has_shrinkage_covariance.assign(1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         config.update(
             {
@@ -209,5 +213,5 @@ class IStarRegularization(HiddenStateRegularization):
         )
         return config
 
-    def estimates(self):
+    def estimates(self) -> list[keras.Variable]:
         return [self.shrinkage_covariance, self.has_shrinkage_covariance]

@@ -11,13 +11,14 @@ from keras_istar import checks
 from keras_istar import functional_graph
 from keras_istar import hub
 from keras_istar import measures
-from keras_istar import moments
 from keras_istar import summaries
 from keras_istar.estimation import StatesPass
 from keras_istar.layer import IStarRegularization
+from keras_istar.layer_isotropy import as_float64
+from keras_istar.layer_isotropy import describe
+from keras_istar.layer_isotropy import mean_and_covariance
 from keras_istar.probing import probed
 from keras_istar.report import IsotropyReport
-from keras_istar.report import LayerIsotropy
 from keras_istar.summaries import RunningSummary
 from keras_istar.summaries import Summary
 
@@ -79,7 +80,7 @@ def measure(
         sample_points: Size of the sample of each state, drawn uniformly from
             all of its tokens. The union's takes from each state its share.
         batch_size: Examples in a batch, where `data` does not come in batches.
-        seed: Seed of the samples.
+        seed: Seed of the samples, an integer from 0 to 2³¹ − 1.
         verbose: 0 is silent; 1 draws a progress bar if the pass takes longer
             than a few seconds.
 
@@ -112,6 +113,9 @@ def measure(
     checks.check_positive_int("max_points", max_points)
     checks.check_positive_int("sample_points", sample_points)
     checks.check_positive_int("batch_size", batch_size)
+    checks.check_seed(seed)
+    checks.check_verbose(verbose)
+    hub.check_data(model, data)
     sample_size = sample_points if measures.need_sample(names) else 0
     with probed(model, layers) as probe:
         if hub.count_examples(data) == 0:
@@ -179,8 +183,9 @@ def _too_few_tokens(layer, count):
 def _shrinkage_target(model, dim):
     """Σ_S of the layer attached to `model`, if it has one, and its name."""
     for layer in functional_graph.find_layers(model, IStarRegularization):
-        target = _as_numpy(layer.shrinkage_covariance.value)
-        is_set = _as_numpy(layer.has_shrinkage_covariance.value) > 0
+        # Copies, for what a strategy mirrors is not a tensor.
+        target = as_float64(ops.copy(layer.shrinkage_covariance.value))
+        is_set = bool(ops.copy(layer.has_shrinkage_covariance.value) > 0)
         if is_set and len(target) == dim:
             return target, f"the shrinkage covariance of layer {layer.name!r}"
     return None, "the isotropic covariance of the same trace"
@@ -188,14 +193,12 @@ def _shrinkage_target(model, dim):
 
 def _row(layer, summary, names, shrinkage, target):
     """What the report says of one state or of the union."""
-    covariance = _as_numpy(moments.covariance(summary.moments))
+    mean, covariance = mean_and_covariance(summary.moments)
     if not np.all(np.isfinite(covariance)):
         raise ValueError(
             "The hidden states of `model` must be small enough to be squared "
             f"in float32. Received: a covariance that is not in {layer!r}"
         )
-    means = _as_numpy(summary.moments.center + summary.moments.offset)
-    covariance = measures.resolved(covariance, means)
     if target is None:
         target = (
             np.trace(covariance) / len(covariance) * np.eye(len(covariance))
@@ -208,19 +211,6 @@ def _row(layer, summary, names, shrinkage, target):
         norm_sum=norm_sum,
         unit_sum=unit_sum,
         num_nonzero=num_nonzero,
-        sample=None if summary.sample is None else _as_numpy(summary.sample),
+        sample=None if summary.sample is None else as_float64(summary.sample),
     )
-    variances = np.diag(covariance)
-    return LayerIsotropy(
-        layer=layer,
-        points=cloud.count,
-        values=measures.compute(names, cloud),
-        spectrum=measures.spectrum(covariance).tolist(),
-        means=means.tolist(),
-        variances=variances.tolist(),
-        outlier_dimensions=measures.outlier_dimensions(variances).tolist(),
-    )
-
-
-def _as_numpy(tensor):
-    return np.asarray(ops.convert_to_numpy(ops.copy(tensor)), "float64")
+    return describe(layer, names, cloud, mean)

@@ -3,16 +3,22 @@
 import importlib.util
 from collections.abc import Callable
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
 
 OUTLIER_RULE = 5.0  # Times the average variance.
 _TOP = (1, 3, 10)
+_ABSENT: Any = None
 
 
-class Cloud(NamedTuple):
+@dataclass(frozen=True)
+class Cloud:
     """What the measures need to know of a cloud of points.
+
+    All but the first two may be left out if no measure asked for needs them.
 
     Attributes:
         count: Number of points, at least 2.
@@ -21,16 +27,16 @@ class Cloud(NamedTuple):
         norm_sum: Sum of the Euclidean norms of the points.
         unit_sum: Sum of the points scaled to length 1, `(dim,)`.
         num_nonzero: Number of points that are not the zero vector.
-        sample: Some of the points, `(points, dim)`, if a measure needs them.
+        sample: Some of the points, `(points, dim)`.
     """
 
     count: int
     covariance: np.ndarray
-    shrunk: np.ndarray
-    norm_sum: float
-    unit_sum: np.ndarray
-    num_nonzero: int
-    sample: np.ndarray | None
+    shrunk: np.ndarray = _ABSENT
+    norm_sum: float = _ABSENT
+    unit_sum: np.ndarray = _ABSENT
+    num_nonzero: int = _ABSENT
+    sample: np.ndarray = _ABSENT
 
 
 class Measure(NamedTuple):
@@ -60,14 +66,15 @@ def choose(metrics: str | Sequence[str]) -> tuple[list[str], list[str]]:
         ImportError: If a measure asked for by name lacks its package.
     """
     left_out = [n for n, m in MEASURES.items() if not _is_available(m)]
-    if metrics == "all":
+    if isinstance(metrics, str) and metrics == "all":
         return [n for n in MEASURES if n not in left_out], left_out
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    unknown = [name for name in names if name not in MEASURES]
+    is_list = isinstance(metrics, (list, tuple))
+    names = list(metrics) if is_list else [metrics]
+    unknown = [x for x in names if not isinstance(x, str) or x not in MEASURES]
     if unknown or not names:
         raise ValueError(
             '`metrics` must be "all" or a list of names out of '
-            f"{list(MEASURES)}. Received: metrics={metrics!r}"
+            f"{list(MEASURES)}. Received: metrics={metrics!r:.200}"
         )
     for name in set(names) & set(left_out):
         raise ImportError(
@@ -84,27 +91,22 @@ def need_sample(names: Sequence[str]) -> bool:
 
 def compute(names: Sequence[str], cloud: Cloud) -> dict[str, float]:
     """The numbers of the named measures, by column."""
-    numbers = {}
-    for name in names:
-        measure = MEASURES[name]
-        for column, value in zip(
-            measure.columns, measure.compute(cloud), strict=True
-        ):
-            is_count = isinstance(value, int)
-            numbers[column] = value if is_count else float(value)
-    return numbers
-
-
-def resolved(covariance: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """The covariance with 0 for dimensions constant to float32's rounding."""
-    rounding = 4 * np.finfo("float32").eps * np.abs(means)
-    varies = np.diag(covariance) > rounding**2
-    return covariance * varies * varies[:, None]
+    values: dict[str, Any] = {}
+    for measure in (MEASURES[name] for name in names):
+        values.update(zip(measure.columns, measure.compute(cloud), strict=True))
+    return {n: x if isinstance(x, int) else float(x) for n, x in values.items()}
 
 
 def spectrum(covariance: np.ndarray) -> np.ndarray:
     """Eigenvalues of a covariance matrix, `(dim,)`, largest first."""
     return np.clip(np.linalg.eigvalsh(covariance)[::-1], 0.0, None)
+
+
+def above_rounding(spectrum: Sequence[float]) -> np.ndarray:
+    """The eigenvalues, largest first, that float32's rounding cannot make."""
+    values = np.asarray(spectrum)
+    floor = values[0] * len(values) * np.finfo("float32").eps
+    return values[values > floor]
 
 
 def outlier_dimensions(variances: np.ndarray) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Metrics that a layer logs about its own training steps."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -30,7 +32,7 @@ class TrainingMean(keras.metrics.Mean):
         super().__init__(name=name, dtype="float32")
         self.is_training = False
 
-    def result(self):
+    def result(self) -> Any:
         """The mean, or an empty dict of logs if no training step was seen."""
         try:
             # A copy, for a variable of several replicas is not one tensor.

@@ -78,8 +78,8 @@ def union_moments(states: list[Tensor], masks: list[Tensor | None]) -> Moments:
         _sums_about(center, *tokens)
         for center, tokens in zip(ops.unstack(centers), flat, strict=True)
     ]
-    products, totals = zip(*sums, strict=True)
-    offsets = ops.stack(totals) * per_token
+    products, rests = zip(*sums, strict=True)
+    offsets = ops.stack(rests) * per_token
     # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
     # rounding error of a center, so nothing cancels.
     scaled = ops.sqrt(counts)[:, None] * offsets
@@ -157,6 +157,14 @@ def merge(
     spread = ops.sqrt(counts)[:, None] * (means - offset)
     between = matmul(ops.transpose(spread), spread)
     return Moments(count, center, offset, scatter + between)
+
+
+def to_float32(moments: Moments) -> Moments:
+    """In float32, where the offset takes what the center loses."""
+    center = ops.cast(moments.center, "float32")
+    lost = moments.center - ops.cast(center, moments.center.dtype)
+    parts = moments._replace(center=center, offset=moments.offset + lost)
+    return Moments(*(ops.cast(part, "float32") for part in parts))
 
 
 def covariance(moments: Moments) -> Tensor:

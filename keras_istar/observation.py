@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 from keras_istar.moments import Tensor
 
-_observer = contextvars.ContextVar("keras_istar_observer", default=None)
-
 
 class HiddenState(NamedTuple):
     """Hidden states `(batch, length, dim)` and their mask, if there is one."""
@@ -31,6 +29,11 @@ class Observer:
     def calls_of(self, layer) -> list[list[HiddenState]]:
         """For each call of `layer`, several in a siamese model, its states."""
         return self._calls.get(id(layer), [])
+
+
+_observer: contextvars.ContextVar[Observer | None] = contextvars.ContextVar(
+    "keras_istar_observer", default=None
+)
 
 
 @contextlib.contextmanager

@@ -3,15 +3,15 @@
 import contextlib
 from collections.abc import Iterator
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
 from keras_istar import functional_graph
 from keras_istar.distribution import strategy_scope
 from keras_istar.hidden_states import find_states
+from keras_istar.moments import Tensor
 from keras_istar.observation import current_observer
-
-_ATTRIBUTE = "istar_probe"
 
 
 class Probe(keras.layers.Layer):
@@ -28,10 +28,12 @@ class Probe(keras.layers.Layer):
         self.state_names = tuple(state_names)
         self.dim = dim
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         pass
 
-    def call(self, hidden_states, mask=None):
+    def call(
+        self, hidden_states: list[Tensor], mask: list | None = None
+    ) -> Tensor:
         observer = current_observer()
         if observer is not None:
             masks = [None] * len(hidden_states) if mask is None else mask
@@ -54,19 +56,21 @@ def probed(
     """
     states = find_states(model, layers)
     probe = Probe(states.names, states.tensors[0].shape[-1])
-    is_attached = any(
-        functional_graph.observers(nested)
-        for nested in functional_graph.nested_models(model)
-    )
-    with strategy_scope(model):
+    attribute = f"istar_probe_{id(probe)}"
+    with functional_graph.surgery, strategy_scope(model):
         functional_graph.add_observer(
-            states.owner, _ATTRIBUTE, probe, states.tensors, mask=states.masks
+            states.owner, attribute, probe, states.tensors, mask=states.masks
         )
-    # States cannot leave a model that is recomputed as a whole.
-    functional_graph.suspend_recomputation(model)
+        # States cannot leave a model that is recomputed as a whole.
+        functional_graph.suspend_recomputation(model)
     try:
         yield probe
     finally:
-        functional_graph.remove_observer(states.owner, _ATTRIBUTE)
-        if not is_attached:  # What regularizers suspend stays suspended.
-            functional_graph.resume_recomputation(model)
+        with functional_graph.surgery:
+            functional_graph.remove_observer(states.owner, attribute)
+            # What others suspend stays suspended.
+            if not any(
+                functional_graph.observers(nested)
+                for nested in functional_graph.nested_models(model)
+            ):
+                functional_graph.resume_recomputation(model)

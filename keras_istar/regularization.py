@@ -76,13 +76,14 @@ class HiddenStateRegularization(keras.layers.Layer):
     def __init__(self, strength: float, **kwargs: Any):
         # Nothing here is worth recomputing, and a loss added inside of a
         # recomputed function has no gradient.
-        with keras.RematScope(mode=None):
+        with keras.RematScope(mode=None), checks.keras_arguments(kwargs):
             super().__init__(autocast=False, **kwargs)
-        self._numbers, self._number_variables = {}, {}
+        self._numbers: dict[str, float] = {}
+        self._number_variables: dict[str, keras.Variable] = {}
         self.strength = strength
-        self.state_names = None
+        self.state_names: tuple[str, ...] | None = None
         self.supports_masking = True
-        self._step = None
+        self._step: tuple[Tensor, Tensor] | None = None
         self._measure = TrainingMean(self.log_name(self.measure_name))
         self._penalty = TrainingMean(self.log_name(self.penalty_name))
 
@@ -94,7 +95,12 @@ class HiddenStateRegularization(keras.layers.Layer):
         """Scalar that `strength` multiplies."""
         raise NotImplementedError
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
+        if not input_shape:
+            raise ValueError(
+                "`hidden_states` must be a tensor `(..., dim)` or a list of "
+                f"them. Received: hidden_states.shape={input_shape}"
+            )
         shapes = as_list(input_shape, is_leaf=_is_shape)
         for shape in shapes:
             checks.check_width("hidden_states", shape)
@@ -107,10 +113,16 @@ class HiddenStateRegularization(keras.layers.Layer):
                 self, name, value=value
             )
 
-    def call(self, hidden_states, mask=None, training=None):
+    def call(
+        self,
+        hidden_states: Tensor | list[Tensor],
+        mask: Tensor | list[Tensor | None] | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
         separate_losses(self)
         states = as_list(hidden_states)
         masks = _match_masks(states, mask)
+        checks.check_float_dtypes("hidden_states", [x.dtype for x in states])
         self._check_widths([state.shape for state in states])
         self._measure.is_training = self._penalty.is_training = False
         observer = current_observer()
@@ -153,27 +165,29 @@ class HiddenStateRegularization(keras.layers.Layer):
         """The variable behind a `TunableNumber`."""
         return self._number_variables[name]
 
-    def compute_mask(self, inputs, previous_mask):
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         # The output is the last input itself, which still carries its mask.
         return None
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple:
         return as_list(input_shape, is_leaf=_is_shape)[-1]
 
-    def compute_output_spec(self, hidden_states, mask=None, training=None):
+    def compute_output_spec(
+        self, hidden_states: Any, mask: Any = None, training: Any = None
+    ) -> keras.KerasTensor:
         states = as_list(hidden_states)
         _match_masks(states, mask)
         return keras.KerasTensor(states[-1].shape, dtype=states[-1].dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self._numbers}
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         # Numbers live in the config; weight files hold what was estimated.
         for variable in self.estimates():
             store[variable.name] = variable
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         # A file of a model without this layer leaves the estimates alone.
         for variable in self.estimates():
             if variable.name in store.keys():
@@ -204,6 +218,8 @@ def _match_masks(states, mask):
         )
     for state, state_mask in zip(states, masks, strict=True):
         if state_mask is not None:
+            if not hasattr(state_mask, "shape"):
+                state_mask = checks.check_tensor("mask", state_mask)
             checks.check_mask_shape(
                 state_mask.shape, state.shape, "hidden_states"
             )

@@ -46,6 +46,10 @@ def attach(
     compiled again. A model built inside of `keras.RematScope` recomputes its
     blocks as before, but no longer all of itself.
 
+    `attach`, `detach` and `measure` may be called from any thread, on any
+    models. Of several that attach to one model, one succeeds. No other thread
+    may train the model meanwhile.
+
     Args:
         model: KerasHub `Task` or `Backbone`, or any Functional Keras model.
         layers: `"all"` blocks; or the index of a block, from 0, negative from
@@ -111,25 +115,39 @@ def attach_regularizer(
     True
     """
     check_functional(model)
-    if isinstance(regularizer, HiddenStateRegularization):
-        _observe(model, regularizer, layers)
-    elif isinstance(regularizer, IsotropicBatchNormalization):
-        _insert(model, regularizer, layers)
-    else:
+    if not isinstance(
+        regularizer, (HiddenStateRegularization, IsotropicBatchNormalization)
+    ):
         raise ValueError(
             "`regularizer` must be a layer such as `IStarRegularization`. "
-            f"Received: regularizer={regularizer!r}"
+            f"Received: regularizer={regularizer!r:.200}"
         )
-    functional_graph.forget_traces(model)
+    with functional_graph.surgery:
+        if functional_graph.is_in_use(regularizer):
+            raise ValueError(
+                "`regularizer` must be a layer of its own, which no model "
+                f"calls yet. Received: regularizer={regularizer!r}"
+            )
+        if isinstance(regularizer, HiddenStateRegularization):
+            _observe(model, regularizer, layers)
+        else:
+            _insert(model, regularizer, layers)
+        functional_graph.forget_traces(model)
 
 
 def _observe(model, regularizer, layers):
     name = regularizer.default_name
-    if any(attached == name for _, attached in _observers(model)):
+    if any(attached == name for _, attached in _regularizers(model)):
         raise _already_attached(model)
     states = find_states(
         model, regularizer.default_layers if layers is None else layers
     )
+    dim = states.tensors[0].shape[-1]
+    if regularizer.built and regularizer.dim != dim:
+        raise ValueError(
+            f"`regularizer` must be new, or built for hidden states of width "
+            f"{dim}. Received: regularizer of width {regularizer.dim}"
+        )
     regularizer.state_names = states.names
     with strategy_scope(model):
         functional_graph.add_observer(
@@ -164,11 +182,13 @@ def _already_attached(model):
     )
 
 
-def _observers(model):
+def _regularizers(model):
+    """Models and names of what was attached, `measure` may show more."""
     return [
         (nested, name)
         for nested in functional_graph.nested_models(model)
-        for name in functional_graph.observers(nested)
+        for name, layer in functional_graph.observers(nested).items()
+        if isinstance(layer, HiddenStateRegularization)
     ]
 
 
@@ -192,17 +212,18 @@ def detach(model: keras.Model) -> None:
     0
     """
     check_functional(model)
-    observers = _observers(model)
-    is_normalized = functional_graph.inserted_layer(model) is not None
-    if not observers and not is_normalized:
-        raise ValueError(
-            "`model` must have been attached before. "
-            f"Received: model={model.name!r}"
-        )
-    for nested, name in observers:
-        functional_graph.remove_observer(nested, name)
-    if is_normalized:
-        functional_graph.remove_inserted_layer(model)
-    functional_graph.resume_recomputation(model)
-    functional_graph.restore_compute_loss(model)
-    functional_graph.forget_traces(model)
+    with functional_graph.surgery:
+        regularizers = _regularizers(model)
+        is_normalized = functional_graph.inserted_layer(model) is not None
+        if not regularizers and not is_normalized:
+            raise ValueError(
+                "`model` must have been attached before. "
+                f"Received: model={model.name!r}"
+            )
+        for nested, name in regularizers:
+            functional_graph.remove_observer(nested, name)
+        if is_normalized:
+            functional_graph.remove_inserted_layer(model)
+        functional_graph.resume_recomputation(model)
+        functional_graph.restore_compute_loss(model)
+        functional_graph.forget_traces(model)

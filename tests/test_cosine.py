@@ -129,3 +129,22 @@ def test_beside_istar(tiny_bert):
 def test_what_is_no_regularizer(tiny_bert):
     with pytest.raises(ValueError, match="`regularizer` must be a layer"):
         keras_istar.attach_regularizer(tiny_bert(), keras.layers.Dense(2))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-17, 1e-13, 1e19, 1e30])
+def test_short_and_long_vectors_have_directions(rng, gradient, scale):
+    states = rng.normal(size=(9, 4))
+
+    def penalty(x):
+        layer = keras_istar.CosineRegularization(1.0)
+        layer(x, training=True)
+        return layer.losses[0]
+
+    scaled = (scale * states).astype("float32")
+    expected = float(penalty(states.astype("float32")))
+    assert float(penalty(scaled)) == pytest.approx(expected, abs=1e-6)
+    np.testing.assert_allclose(
+        gradient(penalty, scaled) * scale,
+        gradient(penalty, states.astype("float32")),
+        atol=1e-6,
+    )

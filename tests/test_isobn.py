@@ -153,3 +153,19 @@ def test_before_others_and_once(tiny_classifier):
         keras_istar.attach_regularizer(
             model, keras_istar.IsotropicBatchNormalization(), layers="all"
         )
+
+
+def test_equal_embeddings_stay_as_they_are():
+    # Rounding leaves these a variance just below zero.
+    embeddings = np.full((15, 2), 0.375, "float32")
+    layer = keras_istar.IsotropicBatchNormalization()
+    np.testing.assert_array_equal(layer(embeddings, training=True), embeddings)
+
+
+def test_one_embedding_says_nothing_of_the_variance(rng):
+    layer = keras_istar.IsotropicBatchNormalization()
+    lone = rng.normal(size=(1, 4)).astype("float32")
+    np.testing.assert_array_equal(layer(lone, training=True), lone)
+    assert float(layer.has_statistics) == 0.0
+    layer(rng.normal(size=(8, 4)).astype("float32"), training=True)
+    assert float(layer.has_statistics) == 1.0

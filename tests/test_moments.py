@@ -131,6 +131,20 @@ def test_float64_stays_float64(rng):
     assert _relative_error(seen, oracle.covariance(points)) < 1e-9
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX has float64 off by default"
+)
+def test_float32_keeps_the_mean_as_a_sum(rng):
+    points = 1e3 + rng.normal(size=(5, 3))
+    seen = moments.to_float32(
+        moments.token_moments(ops.convert_to_tensor(points))
+    )
+    for part in seen:
+        assert keras.backend.standardize_dtype(part.dtype) == "float32"
+    mean = np.asarray(seen.center, "float64") + np.asarray(seen.offset)
+    np.testing.assert_allclose(mean, points.mean(axis=0), rtol=1e-13)
+
+
 def test_fewer_than_two_tokens_have_no_spread(rng):
     points = _cloud(rng, 3, 4, 10.0)
     for mask in ([0, 0, 0], [0, 1, 0]):
