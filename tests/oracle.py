@@ -8,6 +8,8 @@ def covariance(points):
     points = np.asarray(points, "float64")
     if len(points) < 2:
         return np.zeros((points.shape[-1],) * 2)
+    # Exactly zero for equal tokens, whatever the rounding of their mean.
+    points = points - points[0]
     deviations = points - points.mean(axis=0)
     return deviations.T @ deviations / (len(points) - 1)
 
