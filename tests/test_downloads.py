@@ -1,6 +1,7 @@
 import hashlib
 import io
 import os
+import stat
 import subprocess
 import sys
 import tarfile
@@ -164,6 +165,54 @@ def test_fetch_refuses_links_and_missing_files(name, tmp_path, cache):
         downloads.fetch(toy, pip=copying_pip(archive))
     assert contents(cache / "toy-1.0") == {}
     assert not list(tmp_path.rglob("evil.txt"))
+
+
+@pytest.mark.parametrize(
+    "kind", ["SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE", "DIRTYPE"]
+)
+def test_fetch_refuses_what_is_no_plain_file(kind, tmp_path, cache):
+    secret = tmp_path / "secret.txt"
+    secret.write_bytes(TEXT)
+    odd = tarfile.TarInfo("toy/odd.txt")
+    odd.type, odd.linkname = getattr(tarfile, kind), str(secret)
+    archive = tmp_path / "toy-1.0.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.addfile(odd)
+    toy = package(archive, a=("toy/odd.txt", TEXT))
+    with pytest.raises(UserError, match="odd.txt .* is not a plain file"):
+        downloads.fetch(toy, pip=copying_pip(archive))
+    assert contents(cache / "toy-1.0") == {}
+
+
+@pytest.mark.parametrize("write", [write_wheel, "tar"])
+@pytest.mark.parametrize(
+    "path", ["/{}/evil.txt", "../../evil.txt", "toy/../../../evil.txt"]
+)
+def test_files_of_any_path_stay_in_the_folder(write, path, tmp_path, cache):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    path = path.format(str(outside).lstrip("/"))
+    archive = tmp_path / "toy-1.0.tar.gz"
+    if write == "tar":
+        archive.write_bytes(tar_gz({path: TEXT}))
+    else:
+        archive = write(tmp_path, {path: TEXT})
+    toy = package(archive, a=(path, TEXT))
+    folder = downloads.fetch(toy, pip=copying_pip(archive))
+    assert contents(folder) == {"evil.txt": TEXT}
+    assert list(tmp_path.rglob("evil.txt")) == [folder / "evil.txt"]
+
+
+def test_links_in_zip_archives_are_read_as_text(tmp_path, cache):
+    link = zipfile.ZipInfo("toy/link.txt")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archive = tmp_path / "toy-1.0.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(link, str(tmp_path / "secret.txt"))
+    toy = package(archive, a=("toy/link.txt", TEXT))
+    with pytest.raises(UserError, match="hash of toy/link.txt in toy-1.0.zip"):
+        downloads.fetch(toy, pip=copying_pip(archive))
+    assert contents(cache / "toy-1.0") == {}
 
 
 @pytest.mark.parametrize("path", ["..", "toy/..", "", "/"])
