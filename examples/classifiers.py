@@ -1,6 +1,5 @@
 """KerasHub classifiers: loading, feeding, and measuring them."""
 
-import sys
 from typing import Any
 from typing import NamedTuple
 
@@ -118,6 +117,15 @@ def compile_classifier(task: Any, learning_rate: float, steps: int) -> None:
             first tenth of the training and falls back to 0, a half cosine.
         steps: Number of training steps in all.
     """
+    task.compile(
+        optimizer=optimizer(learning_rate, steps),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+
+
+def optimizer(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
+    """Adam with a warm-up, see `compile_classifier`."""
     warmup = max(steps // 10, 1)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0,
@@ -125,11 +133,7 @@ def compile_classifier(task: Any, learning_rate: float, steps: int) -> None:
         warmup_target=learning_rate,
         warmup_steps=warmup,
     )
-    task.compile(
-        optimizer=keras.optimizers.Adam(schedule),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    return keras.optimizers.Adam(schedule)
 
 
 def batches(
@@ -162,7 +166,7 @@ def evaluate(
         task,
         dataset,
         layers=layers,
-        max_points=sys.maxsize,
+        max_points=2**31 - 1,  # All there are.
         metrics=["isoscore"],
         verbose=0,
     )

@@ -100,7 +100,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         default=4800,
         metavar="N",
         help="use at most N examples of each of train, validation and test, "
-        "0 for all (default: 4800)",
+        "0 for all (default: %(default)s)",
     )
 
 

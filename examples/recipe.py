@@ -9,6 +9,7 @@ Out-of-Distribution", ICLR 2022.
 
 import argparse
 import math
+from collections.abc import Sequence
 
 import classifiers
 import devices
@@ -107,13 +108,22 @@ def attach(task: keras.Model, options: argparse.Namespace) -> None:
 
 
 def train(
-    task: keras.Model, data: TextTask, options: argparse.Namespace
+    task: keras.Model,
+    data: TextTask,
+    options: argparse.Namespace,
+    more_callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> keras.callbacks.History:
     """Fits a compiled and attached classifier; raises if the loss is NaN."""
-    callbacks = [keras.callbacks.TerminateOnNaN(raise_error=True)]
+    callbacks = [
+        keras.callbacks.TerminateOnNaN(raise_error=True),
+        *more_callbacks,
+    ]
     if options.regularizer == "istar":
         callbacks.insert(
-            0, keras_istar.IStarCallback(batches(data.train, options))
+            0,
+            keras_istar.IStarCallback(
+                batches(data.train, options), log_dir=options.log_dir
+            ),
         )
     if options.log_dir is not None:
         callbacks.append(keras.callbacks.TensorBoard(options.log_dir))

@@ -35,8 +35,11 @@ _GLUE_TEXTS = {
     "qqp": ("question1", "question2"),
     "rte": ("sentence1", "sentence2"),
     "sst2": ("sentence",),
+    "stsb": ("sentence1", "sentence2"),
     "wnli": ("sentence1", "sentence2"),
 }
+GLUE_TASKS = tuple(_GLUE_TEXTS)
+_SCORED = ("stsb",)  # Labels are numbers.
 
 
 class Examples(NamedTuple):
@@ -44,19 +47,19 @@ class Examples(NamedTuple):
 
     Attributes:
         texts: A list of texts; for sentence pairs a tuple of two lists.
-        labels: Index of the class of each.
+        labels: Index of the class of each, or a number to predict.
     """
 
     texts: list[str] | tuple[list[str], list[str]]
-    labels: list[int]
+    labels: list[int] | list[float]
 
 
 class TextTask(NamedTuple):
-    """A classification task.
+    """A classification task, or one of regression.
 
     Attributes:
         name: As given to `load`.
-        classes: Names of the classes.
+        classes: Names of the classes; none if labels are numbers to predict.
         train: Examples to train on.
         validation: Examples to watch while training.
         test: Examples for the final figures.
@@ -72,11 +75,14 @@ class TextTask(NamedTuple):
 class _Row(NamedTuple):
     key: str  # What decides the part and the place of the example.
     texts: tuple[str, ...]
-    label: int
+    label: int | float
 
 
 def load(
-    name: str, data_dir: str | None = None, limit: int | None = None
+    name: str,
+    data_dir: str | None = None,
+    limit: int | None = None,
+    with_scores: bool = False,
 ) -> TextTask:
     """Loads a task.
 
@@ -93,6 +99,7 @@ def load(
             in UTF-8. The id of a line is its texts.
         data_dir: Folder of TFDS data, for GLUE.
         limit: Largest number of examples in each part, None for all.
+        with_scores: Whether the task may be one of regression.
 
     Returns:
         The task.
@@ -104,10 +111,10 @@ def load(
     if name == "film-reviews":
         classes, parts = _film_reviews()
     elif name.startswith("glue/"):
-        classes, parts = _glue(name, data_dir)
+        classes, parts = _glue(name, data_dir, with_scores)
     else:
         classes, parts = _table(name)
-    if not all(parts) or len(classes) < 2:
+    if not all(parts) or len(classes) == 1:
         raise UserError(
             f"{name} must hold examples of two classes or more, and some for "
             "each of train, validation and test. Received: "
@@ -139,7 +146,7 @@ def _table(path):
     if not Path(path).is_file():
         raise UserError(
             f"no such task or file: {path!r}. Tasks are film-reviews and "
-            f"glue/{{{','.join(_GLUE_TEXTS)}}}"
+            f"glue/{{{','.join(_tasks(with_scores=False))}}}"
         )
     fields = [line.split("\t") for line in _lines(path)]
     widths = {len(row) for row in fields}
@@ -165,12 +172,16 @@ def _lines(path):
     return [line for line in text.split("\n") if line.strip()]
 
 
-def _glue(name, data_dir):
+def _tasks(with_scores):
+    return [t for t in _GLUE_TEXTS if with_scores or t not in _SCORED]
+
+
+def _glue(name, data_dir, with_scores):
     task = name.removeprefix("glue/")
-    if task not in _GLUE_TEXTS:
+    if task not in _tasks(with_scores):
         raise UserError(
             f"no such classification task with labels: {name!r}. There are "
-            f"glue/{{{','.join(_GLUE_TEXTS)}}}"
+            f"glue/{{{','.join(_tasks(with_scores))}}}"
         )
     suffix = "_matched" if task == "mnli" else ""
     classes, columns = _read_tfds(
@@ -189,7 +200,8 @@ def _glue_rows(columns, text_names):
     for idx, fields, label in zip(
         columns["idx"], texts, columns["label"], strict=True
     ):
-        yield _Row(str(idx), tuple(f.decode() for f in fields), int(label))
+        # A NumPy number as Python's, of its kind.
+        yield _Row(str(idx), tuple(f.decode() for f in fields), label.item())
 
 
 def _read_tfds(name, splits, data_dir):
@@ -205,7 +217,8 @@ def _read_tfds(name, splits, data_dir):
             f"cannot load {name} with tensorflow-datasets from "
             f"{data_dir or 'its default folder'}: {summarize(error)}"
         ) from error
-    return info.features["label"].names, tfds.as_numpy(splits)
+    classes = getattr(info.features["label"], "names", ())
+    return classes, tfds.as_numpy(splits)
 
 
 def _split(rows):

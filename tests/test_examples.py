@@ -13,47 +13,12 @@ from command_line import UserError
 
 ROOT = Path(__file__).parents[1]
 TFDS = ROOT.parent / "shared" / "tfds"
-WORDS = "a the film plot cast is was very not good bad fine dull".split()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def needs_tensorflow():
     if keras.backend.backend() != "tensorflow":
         pytest.skip("the examples feed and log through TensorFlow")
-
-
-@pytest.fixture(scope="module")
-def preset(tmp_path_factory):
-    """A KerasHub preset of a tiny encoder with random weights."""
-    hub = pytest.importorskip("keras_hub")
-    keras.utils.set_random_seed(1)
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = hub.tokenizers.BertTokenizer(vocabulary, lowercase=True)
-    backbone = hub.models.BertBackbone(
-        vocabulary_size=len(vocabulary),
-        num_layers=2,
-        num_heads=2,
-        hidden_dim=8,
-        intermediate_dim=16,
-        max_sequence_length=16,
-    )
-    folder = tmp_path_factory.mktemp("preset")
-    backbone.save_to_preset(str(folder))
-    tokenizer.save_to_preset(str(folder))
-    return str(folder)
-
-
-@pytest.fixture
-def table_file(tmp_path, rng):
-    """Sentences that hold either "good" or "bad", and which one."""
-    lines = []
-    for i in range(160):
-        label = ("bad", "good")[i % 2]
-        words = [*rng.choice(WORDS[:8], size=rng.integers(2, 9)), label]
-        lines.append(f"{label}\t{' '.join(rng.permutation(words))}")
-    path = tmp_path / "sentences.tsv"
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return str(path)
 
 
 @pytest.fixture
