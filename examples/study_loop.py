@@ -1,0 +1,174 @@
+"""Works through a grid of runs, together with other processes."""
+
+import statistics
+import time
+from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
+
+from command_line import UserError
+from command_line import summarize
+from study_grid import Run
+from study_results import FORMAT
+from study_results import ResultFolder
+
+_SECONDS_PER_TOKEN = 0.5e-3  # MiniLM on two CPU cores, by rough measurement.
+_SECONDS_BESIDES = 25.0
+
+Records = dict[str, dict[str, Any]]
+
+
+def work(
+    runs: list[Run],
+    folder: ResultFolder,
+    execute: Callable[[Run], dict[str, Any]],
+    retry_failed: bool = False,
+) -> None:
+    """Does the runs that have no result and no other process is doing.
+
+    Args:
+        runs: All runs of the study.
+        folder: Where results are.
+        execute: Does a run and returns what to record. An exception, other
+            than `UserError`, is recorded as a failure.
+        retry_failed: Whether to repeat the runs that have failed before.
+
+    Raises:
+        UserError: If `execute` does, or the folder cannot be written.
+    """
+    at_start = folder.read()
+    again = _failed(at_start) if retry_failed else {}
+    in_work = 0
+    for run in runs:
+        with folder.claim(run.id) as is_mine:
+            records = folder.read()
+            if run.id in records and records[run.id] != again.get(run.id):
+                continue
+            if not is_mine:
+                in_work += 1
+                continue
+            folder.check_space()
+            record = _record(run, execute)
+            folder.add(record)
+        _report(record, runs, folder.read())
+    print(_closing(runs, folder.read(), in_work), flush=True)
+
+
+def unfinished(runs: Iterable[Run], records: Records) -> list[Run]:
+    """The runs that have no result, not even a failure."""
+    return [run for run in runs if run.id not in records]
+
+
+def estimate(runs: Iterable[Run], records: Records) -> float:
+    """Seconds that the runs should take one after the other.
+
+    A run takes as long as those of the same task and recipe have taken, or
+    else so long for each token and so long besides.
+    """
+    times = {}
+    for record in records.values():
+        if record["status"] == "ok":
+            done = Run.from_dict(record["run"])
+            times.setdefault((done.task, done.recipe), []).append(
+                record["seconds"]["total"]
+            )
+    return sum(_seconds(run, times) for run in runs)
+
+
+def _seconds(run, times):
+    known = times.get((run.task, run.recipe))
+    if known:
+        return statistics.mean(known)
+    examples = (run.recipe.limit or 10_000) * run.recipe.epochs
+    tokens = examples * run.recipe.sequence_length
+    return _SECONDS_BESIDES + _SECONDS_PER_TOKEN * tokens
+
+
+def plan(runs: list[Run], records: Records) -> str:
+    """The grid, what is done, and an estimate of the time for the rest."""
+    lines = [
+        f"{records[run.id]['status'] if run.id in records else 'to do':<7}{run}"
+        for run in runs
+    ]
+    rest = unfinished(runs, records)
+    has_times = any(record["status"] == "ok" for record in records.values())
+    basis = (
+        "from the times of finished runs where there are some, or else"
+        if has_times
+        else "at"
+    )
+    lines.append(
+        f"{len(runs)} runs, {len(rest)} to do: about "
+        f"{_duration(estimate(rest, records))} for one process, {basis} "
+        f"{1000 * _SECONDS_PER_TOKEN:g} ms a training token and "
+        f"{_SECONDS_BESIDES:g} s a run, as MiniLM takes on two CPU cores"
+    )
+    return "\n".join(lines)
+
+
+def _failed(records):
+    return {
+        run_id: record
+        for run_id, record in records.items()
+        if record["status"] == "failed"
+    }
+
+
+def _record(run, execute):
+    """The line for a run, which it does."""
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    start, processor = time.monotonic(), time.process_time()
+    try:
+        figures = {"status": "ok", **execute(run)}
+    except UserError:
+        raise
+    except Exception as error:  # Whatever training raises.
+        name = type(error).__name__
+        figures = {"status": "failed", "error": f"{name}: {summarize(error)}"}
+    seconds = {
+        **figures.pop("seconds", {}),
+        "total": round(time.monotonic() - start, 2),
+        "processor": round(time.process_time() - processor, 2),
+    }
+    return {
+        "format": FORMAT,
+        "id": run.id,
+        "name": str(run),
+        "run": run.as_dict(),
+        **figures,
+        "started": started,
+        "seconds": seconds,
+    }
+
+
+def _report(record, runs, records):
+    """One line on a finished run and on what is left."""
+    rest = unfinished(runs, records)
+    if record["status"] == "ok":
+        test, isotropy = record["test"]["end"], record["isotropy"]["after"]
+        outcome = ", ".join(f"{k} {v:.3f}" for k, v in test.items())
+        outcome += f", IsoScore {isotropy['union']['isoscore']:.3f}"
+    else:
+        outcome = record["error"]
+    print(
+        f"[{len(runs) - len(rest)}/{len(runs)}] {record['name']}: {outcome}; "
+        f"{record['seconds']['total']:.0f} s; {len(rest)} left, about "
+        f"{_duration(estimate(rest, records))}",
+        flush=True,
+    )
+
+
+def _closing(runs, records, in_work):
+    done = [records[run.id] for run in runs if run.id in records]
+    num_failed = sum(record["status"] == "failed" for record in done)
+    text = f"{len(done)} of {len(runs)} runs have a result"
+    if num_failed:
+        text += f", {num_failed} of them a failure (see `error` in its line)"
+    if in_work:
+        text += f"; {in_work} were in work by other processes"
+    return text
+
+
+def _duration(seconds):
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,103 @@
+"""The summary of a study as files: Markdown, CSV and pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import study_figures
+import study_summary
+from command_line import UserError
+
+_TABLE_HEADING = (
+    "| method | seeds | score | IsoScore | difference, 95 % interval | p | "
+    "p (Holm) |"
+)
+
+
+def write(records: dict[str, dict[str, Any]], folder: Path) -> str:
+    """Writes `summary.md`, `summary.csv` and the figures.
+
+    Args:
+        records: Of all runs, by id.
+        folder: Where to write.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        UserError: If no run has a result, or the folder cannot be written.
+    """
+    runs = study_summary.run_table(records)
+    if runs.empty:
+        raise UserError(f"{folder} has no finished run to summarise")
+    table = study_summary.compare(runs)
+    text = markdown(runs, table, _failures(records))
+    finished = [r for r in records.values() if r["status"] == "ok"]
+    try:
+        (folder / "summary.md").write_text(text, encoding="utf-8")
+        table.to_csv(folder / "summary.csv", index=False)
+        for name, figure in study_figures.draw(finished).items():
+            figure.savefig(folder / f"{name}.png", dpi=110)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error}") from error
+    return text
+
+
+def markdown(
+    runs: pd.DataFrame, table: pd.DataFrame, failures: list[str]
+) -> str:
+    """Sentences, a table for each setting, and the runs that failed."""
+    lines = [f"- {text}" for text in study_summary.sentences(runs, table)]
+    for name, group in table.groupby("setting", sort=False):
+        reference = study_summary.baseline(group) or "none"
+        lines += [
+            "",
+            f"**{name}**, against {reference}:",
+            "",
+            _TABLE_HEADING,
+            "|---|---|---|---|---|---|---|",
+            *(_line(row) for row in group.itertuples()),
+        ]
+    if failures:
+        lines += ["", "Failed runs:", "", *(f"- {line}" for line in failures)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(row):
+    cells = [
+        row.method,
+        str(row.seeds),
+        f"{row.score:.3f}" + _deviation(row.deviation),
+        f"{row.isoscore:.3f}",
+        _difference(row),
+        _probability(row.p),
+        _probability(row.p_holm),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _deviation(value):
+    return "" if pd.isna(value) else f" ± {value:.3f}"
+
+
+def _difference(row):
+    if pd.isna(row.difference):
+        return ""
+    interval = ""
+    if not pd.isna(row.p):
+        interval = f" ({row.low:+.3f} to {row.high:+.3f})"
+    return f"{row.difference:+.3f}{interval}"
+
+
+def _probability(p):
+    if pd.isna(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _failures(records):
+    return [
+        f"{record['name']}: {record['error']}"
+        for record in records.values()
+        if record["status"] == "failed"
+    ]

@@ -1,0 +1,164 @@
+"""What the runs of a study say: a table, paired tests, and sentences.
+
+Every method is compared with the baseline of its setting, seed by seed, by a
+paired t-test; Holm's correction is over all comparisons of the study.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from study_grid import Run
+
+LEVEL = 0.05
+_BASELINES = ("none", "istar:0")  # Both train without a penalty.
+
+
+def run_table(records: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """One row for each run that has not failed, in the order of the records.
+
+    Columns are `setting` (task and number of examples), `method`, `strength`
+    (NaN if it is not I-STAR with its defaults), `seed`, `score`, `isoscore`
+    and `isoscore_star` (of all layers, on test texts, after training).
+    """
+    rows = [
+        _row(record) for record in records.values() if record["status"] == "ok"
+    ]
+    return pd.DataFrame(rows)
+
+
+def setting(run: Run) -> str:
+    """Task and number of training examples: what must agree to compare."""
+    limit = "all" if run.recipe.limit is None else f"{run.recipe.limit:,}"
+    return f"{run.task}, {limit} examples"
+
+
+def _row(record):
+    run = Run.from_dict(record["run"])
+    after = record["isotropy"]["after"]["union"]
+    is_plain = str(run.method) == f"istar:{run.method.strength or 0.0:g}"
+    return {
+        "setting": setting(run),
+        "method": str(run.method),
+        "strength": run.method.strength if is_plain else np.nan,
+        "seed": run.seed,
+        "score": record["test"]["end"]["score"],
+        "isoscore": after["isoscore"],
+        "isoscore_star": after["isoscore_star"],
+    }
+
+
+def compare(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row for each setting and method.
+
+    Columns: `seeds`, mean and standard deviation of `score`, mean `isoscore`,
+    and against the baseline over the seeds that both have: `pairs`,
+    `difference` of the score with `low` and `high` end of its 95 % confidence
+    interval, `p`, and `p_holm`. These are NaN for the baseline itself, and
+    without two pairs that differ.
+    """
+    rows = []
+    for name, group in runs.groupby("setting", sort=False):
+        scores = group.pivot(index="seed", columns="method", values="score")
+        reference = baseline(group)
+        for method, own in group.groupby("method", sort=False):
+            rows.append(
+                {
+                    "setting": name,
+                    "method": method,
+                    "seeds": len(own),
+                    "score": own["score"].mean(),
+                    "deviation": own["score"].std(),
+                    "isoscore": own["isoscore"].mean(),
+                    **_paired(scores, method, reference),
+                }
+            )
+    table = pd.DataFrame(rows)
+    table["p_holm"] = _holm(table["p"])
+    return table
+
+
+def baseline(group: pd.DataFrame) -> str | None:
+    """The method of a setting that trains without a penalty, if there is."""
+    present = set(group["method"])
+    return next((name for name in _BASELINES if name in present), None)
+
+
+def _paired(scores, method, reference):
+    nothing = dict.fromkeys(("difference", "low", "high", "p"), np.nan)
+    if reference is None or method == reference:
+        return {"pairs": 0, **nothing}
+    pairs = scores[[method, reference]].dropna()
+    differences = pairs[method] - pairs[reference]
+    if len(pairs) < 2 or differences.std() == 0:
+        mean = differences.mean()
+        return {"pairs": len(pairs), **nothing, "difference": mean}
+    test = stats.ttest_rel(pairs[method], pairs[reference])
+    interval = test.confidence_interval(0.95)
+    return {
+        "pairs": len(pairs),
+        "difference": differences.mean(),
+        "low": interval.low,
+        "high": interval.high,
+        "p": test.pvalue,
+    }
+
+
+def _holm(p):
+    corrected = pd.Series(np.nan, index=p.index)
+    is_tested = p.notna()
+    if is_tested.any():
+        corrected[is_tested] = multipletests(p[is_tested], LEVEL, "holm")[1]
+    return corrected
+
+
+def sentences(runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """For each setting: what is better or worse, and if isotropy obeys."""
+    found = []
+    for name, group in table.groupby("setting", sort=False):
+        found.append(f"{name}: {_verdict(group)}")
+        order = _order(runs[runs["setting"] == name])
+        if order is not None:
+            found.append(f"{name}: {order}")
+    return found
+
+
+def _verdict(group):
+    tested = group[group["p_holm"].notna()]
+    if tested.empty:
+        return "no method has two seeds to compare with a baseline."
+    said = []
+    for word, which in (
+        ("better", tested["difference"] > 0),
+        ("worse", tested["difference"] < 0),
+    ):
+        methods = tested[which & (tested["p_holm"] < LEVEL)]["method"]
+        if len(methods):
+            said.append(f"{', '.join(methods)} {word} than the baseline")
+    rest = tested[tested["p_holm"] >= LEVEL]["method"]
+    if len(rest):
+        said.append(f"{', '.join(rest)} not distinguishable from it")
+    text = "; ".join(said)
+    return (text if len(rest) < len(tested) else _none_differs(rest)) + "."
+
+
+def _none_differs(methods):
+    return f"{', '.join(methods)} not distinguishable from the baseline"
+
+
+def _order(runs):
+    """Whether IsoScore rises with the strength, seed by seed."""
+    ladder = runs[runs["strength"].notna()].pivot(
+        index="seed", columns="strength", values="isoscore"
+    )
+    ladder = ladder.dropna().sort_index(axis=1)
+    if ladder.shape[1] < 2 or ladder.empty:
+        return None
+    rises = (np.diff(ladder.to_numpy(), axis=1) > 0).all(axis=1).sum()
+    strengths = ", ".join(f"{strength:g}" for strength in ladder.columns)
+    return (
+        f"IsoScore rises with the strength ({strengths}) in {rises} of "
+        f"{len(ladder)} seeds."
+    )

@@ -1,0 +1,164 @@
+"""What a study concludes from results that are made up."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import study
+import study_grid
+import study_report
+import study_summary
+from command_line import UserError
+from scipy import stats
+
+METHODS = ("istar:-5", "istar:0", "istar:5", "cosreg:1")
+EFFECTS = {"istar:-5": -0.1, "istar:0": 0.0, "istar:5": 0.1, "cosreg:1": 0.0}
+
+
+def make_records(seeds=6, methods=METHODS, tasks=("rte",), noise=0.01):
+    rng = np.random.default_rng(0)
+    runs = study_grid.grid(
+        study.make_parser().parse_args(
+            ["--output", "x", "--seeds", str(seeds), "--tasks", *tasks]
+            + ["--regularizers", *methods]
+        )
+    )
+    easy = rng.normal(size=seeds)
+    return {run.id: _record(run, easy, noise * rng.normal()) for run in runs}
+
+
+def _record(run, easy, noise):
+    name = str(run.method)
+    isoscore = 0.3 + 0.02 * (run.method.strength or 0.0)
+    state = {"isoscore": isoscore, "isoscore_star": isoscore + 0.1}
+    states = {
+        layer: {**state, "twonn_dimension": 5.0}
+        for layer in ("layer_0", "layer_1", "union")
+    }
+    score = 0.6 + 0.1 * easy[run.seed] + EFFECTS[name] + noise
+    return {
+        "status": "ok",
+        "name": str(run),
+        "run": run.as_dict(),
+        "test": {"end": {"score": score}},
+        "epochs": [{"isoscore_union": 0.2}, {"isoscore_union": 0.3}],
+        "isotropy": {"before": states, "after": states},
+    }
+
+
+def make_tables(records):
+    runs = study_summary.run_table(records)
+    return runs, study_summary.compare(runs)
+
+
+def test_comparison_is_paired():
+    """Seeds differ by far more than methods do: only pairs can tell."""
+    runs, table = make_tables(make_records())
+    scores = {
+        name: group.sort_values("seed")["score"].to_numpy()
+        for name, group in runs.groupby("method")
+    }
+    row = table.set_index("method").loc["istar:5"]
+    differences = scores["istar:5"] - scores["istar:0"]
+    error = differences.std(ddof=1) / np.sqrt(6)
+    t = stats.t(df=5)
+    half = t.ppf(0.975) * error
+    assert row.difference == pytest.approx(differences.mean())
+    assert row.low == pytest.approx(differences.mean() - half)
+    assert row.high == pytest.approx(differences.mean() + half)
+    assert row.p == pytest.approx(2 * t.sf(differences.mean() / error))
+    assert row.deviation == pytest.approx(scores["istar:5"].std(ddof=1))
+    unpaired = stats.ttest_ind(scores["istar:5"], scores["istar:0"]).pvalue
+    assert row.p < 0.001 < unpaired
+
+
+def test_holm_counts_all_comparisons():
+    """p sorted, the smallest times their number, the next times one less."""
+    _, table = make_tables(make_records(tasks=("rte", "mrpc")))
+    tested = table.dropna(subset="p").sort_values("p")
+    assert len(tested) == 6
+    expected = np.maximum.accumulate(tested["p"] * np.arange(6, 0, -1))
+    np.testing.assert_allclose(tested["p_holm"], np.minimum(expected, 1.0))
+
+
+def test_sentences():
+    runs, table = make_tables(make_records())
+    verdict, order = study_summary.sentences(runs, table)
+    assert verdict == (
+        "rte, 512 examples: istar:5 better than the baseline; istar:-5 worse "
+        "than the baseline; cosreg:1 not distinguishable from it."
+    )
+    assert order == (
+        "rte, 512 examples: IsoScore rises with the strength (-5, 0, 5) in 6 "
+        "of 6 seeds."
+    )
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_too_few_seeds_claim_nothing(seeds):
+    runs, table = make_tables(make_records(seeds, noise=0.0))
+    assert table["p"].isna().all()
+    assert "no method has two seeds" in study_summary.sentences(runs, table)[0]
+
+
+def test_seeds_that_one_side_lacks_are_left_out():
+    records = make_records()
+    lost = next(
+        key
+        for key, record in records.items()
+        if record["name"].endswith("istar:5 seed 3")
+    )
+    del records[lost]
+    row = make_tables(records)[1].set_index("method").loc["istar:5"]
+    assert (row.seeds, row.pairs) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"),
+    [(METHODS, "istar:0"), (("none", "istar:0"), "none"), (("isobn",), None)],
+)
+def test_baseline(methods, expected):
+    group = pd.DataFrame({"method": methods})
+    assert study_summary.baseline(group) == expected
+
+
+def test_recipes_are_not_mixed():
+    records = make_records(seeds=2)
+    for record in list(records.values()):
+        run = study_grid.Run.from_dict(record["run"])
+        other = dataclasses.replace(
+            run, recipe=dataclasses.replace(run.recipe, limit=None)
+        )
+        records[other.id] = {**record, "run": other.as_dict()}
+    _, table = make_tables(records)
+    assert list(table["setting"].unique()) == [
+        "rte, 512 examples",
+        "rte, all examples",
+    ]
+    assert set(table["seeds"]) == {2}
+
+
+def test_files(tmp_path):
+    records = make_records(tasks=("rte", "mrpc"))
+    failed = {**next(iter(records.values())), "status": "failed"}
+    records["x"] = {**failed, "error": "RuntimeError: NaN loss"}
+    text = study_report.write(records, tmp_path)
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
+    assert f"- {failed['name']}: RuntimeError: NaN loss" in text
+    assert text.count("| istar:0 | 6 | ") == 2
+    csv = pd.read_csv(tmp_path / "summary.csv")
+    assert len(csv) == 8
+    for name in ("score_by_isotropy", "dimension_by_layer"):
+        png = (tmp_path / f"{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG")
+    assert (tmp_path / "isotropy_by_epoch.png").exists()
+
+
+def test_nothing_to_summarise(tmp_path, capsys):
+    with pytest.raises(UserError, match="no finished run"):
+        study_report.write({}, tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        study.main(["--output", str(tmp_path), "--summarise"])
+    assert stopped.value.code == 2
+    assert "no finished run" in capsys.readouterr().err
