@@ -1,0 +1,78 @@
+"""Searches for the strength, shrinkage and layers that suit a task.
+
+    python examples/tune_strength.py --output search
+
+fine-tunes all-MiniLM-L6-v2 on film reviews with settings that KerasTuner
+proposes, keeps every trial in `search`, and prints them, the best on the
+validation part first. Stopped and started again with the same command, it goes
+on with the trials that are left. The test part is scored once, for the best.
+"""
+
+import argparse
+
+import command_line
+import finetune
+import text_tasks
+from command_line import UserError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs the program; exit code 2 and one line for what users can mend."""
+    parser = make_parser()
+    options = parser.parse_args(argv)
+    try:
+        run(options)
+    except UserError as error:
+        parser.error(str(error))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Searches, and prints the table of trials."""
+    finetune.make_folders(options.output)
+    data = text_tasks.load(
+        options.task, options.data_dir, options.limit or None
+    )
+    # TensorFlow takes seconds to import; what is wrong so far is said at once.
+    import tuning
+
+    print(tuning.search(data, options))
+
+
+def make_parser() -> command_line.Parser:
+    """The options."""
+    parser = command_line.Parser(
+        prog="tune_strength.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    finetune.add_data_options(parser)
+    finetune.add_training_options(parser)
+    group = parser.add_argument_group("search")
+    group.add_argument(
+        "--trials",
+        type=command_line.positive_int,
+        default=12,
+        metavar="N",
+        help="number of settings to try (default: 12)",
+    )
+    group.add_argument(
+        "--max-strength",
+        type=command_line.positive_real,
+        default=5.0,
+        metavar="LAMBDA",
+        help="strengths are searched between minus this and this (default: 5)",
+    )
+    group.add_argument(
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="folder of the trials, also those of an earlier start",
+    )
+    parser.set_defaults(
+        strategy="none", regularizer="istar", momentum=None, log_dir=None
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()
