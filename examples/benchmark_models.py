@@ -25,7 +25,7 @@ class Encoder(NamedTuple):
 
 
 MINILM = Encoder("MiniLM size", 6, 384, batch=32, length=128)
-BERT_BASE = Encoder("BERT-base size", 12, 768, batch=32, length=128)
+BERT_BASE = Encoder("BERT-base size", 12, 768, batch=8, length=128)
 TINY = Encoder("tiny", 2, 32, batch=4, length=16, vocabulary=50)
 
 
