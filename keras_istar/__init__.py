@@ -1,3 +1,7 @@
+from keras_istar.versions import check_versions
+
+check_versions()
+
 from keras_istar.callbacks import IStarCallback
 from keras_istar.cosine import CosineRegularization
 from keras_istar.isobn import IsotropicBatchNormalization

@@ -1,0 +1,28 @@
+"""The tests with the oldest and the newest versions that pyproject.toml allows.
+
+    pip install "nox[uv]" && nox
+
+uv takes each bound there at its word: what it installs for `oldest` is the
+lower bound itself.
+"""
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """The lower bounds."""
+    _test(session, "lowest-direct")
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Whatever is newest."""
+    _test(session, "highest")
+
+
+def _test(session, resolution):
+    session.install("--resolution", resolution, "-e", ".[test]")
+    session.run("python", "-m", "pytest", *session.posargs)

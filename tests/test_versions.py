@@ -1,0 +1,116 @@
+"""What is asked of Keras, TensorFlow and KerasHub, and what is said of it."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import keras
+import pytest
+from workers.small_models import bert_classifier
+
+import keras_istar
+from keras_istar import functional_graph
+from keras_istar import versions
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(keras_istar.__file__).parent
+
+LAYER = """_layers _losses _inbound_nodes _outbound_nodes _remat_mode _tracker
+    _flatten_layers _get_call_context"""
+MODEL = """_inputs _outputs _inputs_struct _outputs_struct _nodes
+    _nodes_by_depth _operations _operations_by_depth compute_loss
+    train_function test_function predict_function"""
+NODE = "operation arguments input_tensors outputs is_input"
+
+
+def test_bounds_are_those_of_the_installer():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["hub"]
+    for package, (oldest, too_new) in versions._SUPPORTED.items():
+        name = package.replace("_", "-")
+        (bounds,) = [x for x in needed if re.match(rf"{name}>=", x)]
+        expected = f"{name}>={versions._text(oldest)}"
+        if too_new is not None:
+            expected += f",<{versions._text(too_new)}"
+        assert bounds == expected
+
+
+@pytest.mark.parametrize(
+    "package, version, allowed",
+    [
+        ("keras", "2.15.0", "3.15 or newer, before 4"),
+        ("keras", "3.14.1", "3.15 or newer, before 4"),
+        ("keras", "4.0.0", "3.15 or newer, before 4"),
+        ("tensorflow", "2.19.1", "2.20 or newer, before 3"),
+        ("keras_hub", "0.31.1", "0.32 or newer"),
+    ],
+)
+def test_other_versions_are_refused_at_import(package, version, allowed):
+    code = (
+        "import sys, types, keras; "
+        f"sys.modules.setdefault({package!r}, types.ModuleType({package!r})); "
+        f"sys.modules[{package!r}].__version__ = {version!r}; "
+        "import keras_istar"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: keras_istar needs `{package}` {allowed}. "
+        f"Received: {package}.__version__={version!r}"
+    )
+
+
+@pytest.mark.parametrize(
+    "version", ["3.15.0", "3.15.1rc0", "3.16.0.dev2026112403", "3.100"]
+)
+def test_supported_versions_pass(version):
+    versions._check("keras", version)
+
+
+def test_keras_has_what_the_graph_surgery_relies_on():
+    model = bert_classifier()
+    layer = model.layers[-1]
+    (node,) = layer._inbound_nodes
+    for thing, names in ((layer, LAYER), (model, MODEL), (node, NODE)):
+        for name in names.split():
+            assert hasattr(thing, name), (
+                f"Keras {keras.__version__} has moved "
+                f"`{type(thing).__name__}.{name}`, which "
+                f"{functional_graph.__name__} relies on"
+            )
+    outputs = model._nodes_by_depth[0]
+    assert {node.operation for node in outputs} == {layer}, (
+        f"Keras {keras.__version__} no longer has outputs at depth 0 of "
+        f"`_nodes_by_depth`, below which {functional_graph.__name__} adds nodes"
+    )
+
+
+def test_private_names_of_keras_are_used_in_one_file():
+    own = {"_asdict", "_replace", "_fields"}  # Of named tuples.
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                own.add(node.name)
+            elif isinstance(node, ast.Attribute):
+                if isinstance(node.ctx, ast.Store):
+                    own.add(node.attr)
+    for path in PACKAGE.glob("*.py"):
+        if path.stem != functional_graph.__name__.rpartition(".")[2]:
+            found = set(_foreign_private_names(path)) - own
+            assert not found, f"{path.name} uses {found}"
+
+
+def _foreign_private_names(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and "keras.src" in str(node.module):
+            yield node.module
+        if isinstance(node, ast.Attribute):
+            owner = getattr(node.value, "id", None)
+            is_private = re.match("_(?!_|keras_istar)", node.attr)
+            if is_private and owner not in ("self", "cls"):
+                yield node.attr
