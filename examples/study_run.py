@@ -5,9 +5,7 @@ one task and seed share the head, the order of examples and the seeds of
 dropout: they differ in the regularizer alone.
 """
 
-import importlib.metadata
 import math
-import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +15,7 @@ import classifiers
 import keras
 import study_head
 import study_tasks
+import study_versions
 import tensorflow as tf
 from study_attach import attach
 from study_attach import callbacks_for
@@ -26,15 +25,6 @@ from text_tasks import TextTask
 
 import keras_istar
 
-_PACKAGES = (
-    "keras",
-    "keras-hub",
-    "numpy",
-    "scikit-dimension",
-    "scikit-learn",
-    "scipy",
-    "tensorflow",
-)
 _MEASURES = ("isoscore", "isoscore_star", "twonn")
 _SAMPLE_POINTS = 2_000  # Of each state, for TwoNN.
 
@@ -83,7 +73,7 @@ class Runner:
             "examples": {
                 name: len(part.labels) for name, part in parts._asdict().items()
             },
-            "versions": versions(),
+            "versions": study_versions.installed(),
         }
 
     def _data(self, run):
@@ -248,13 +238,3 @@ def _measure(task, parts, run):
 def _or_none(value):
     """JSON has no NaN."""
     return value if math.isfinite(value) else None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the figures depend on."""
-    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {
-        "python": platform.python_version(),
-        "keras-istar": keras_istar.__version__,
-        **installed,
-    }

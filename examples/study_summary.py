@@ -92,7 +92,8 @@ def _paired(scores, method, reference):
         return {"pairs": 0, **nothing}
     pairs = scores[[method, reference]].dropna()
     differences = pairs[method] - pairs[reference]
-    if len(pairs) < 2 or differences.std() == 0:
+    # Scores are fractions: equal differences are so but for rounding.
+    if len(pairs) < 2 or np.ptp(differences) < 1e-12:
         mean = differences.mean()
         return {"pairs": len(pairs), **nothing, "difference": mean}
     test = stats.ttest_rel(pairs[method], pairs[reference])

@@ -15,6 +15,7 @@ import study
 import study_grid
 import study_loop
 import study_method
+import study_options
 import study_results
 from command_line import UserError
 from study_results import ResultFolder
@@ -24,7 +25,9 @@ REGULARIZERS = "none istar:-1 istar:1,shrinkage=0.8 cosreg:1 isobn".split()
 
 
 def make_grid(*options):
-    parsed = study.make_parser().parse_args(["--output", "x", *options])
+    parsed = study_options.make_parser("").parse_args(
+        ["--output", "x", *options]
+    )
     return study_grid.grid(parsed)
 
 
@@ -145,7 +148,11 @@ def test_failures_are_recorded_and_repeated_on_demand(runs, tmp_path):
     assert len(folder.read()) == len(runs)
     study_loop.work(runs, folder, figures)
     assert folder.read()[runs[1].id]["status"] == "failed"
-    study_loop.work(runs, folder, figures, retry_failed=True)
+    now = study_loop.timestamp()
+    study_loop.work(runs, folder, fail, retry_before=now)
+    assert study_loop.to_do(runs, folder.read(), now) == []
+    now = study_loop.timestamp()
+    study_loop.work(runs, folder, figures, retry_before=now)
     assert {r["status"] for r in folder.read().values()} == {"ok"}
 
 
@@ -295,6 +302,37 @@ def test_dry_run_shows_the_grid_and_the_time(runs, tmp_path, capsys):
     states = ["ok    "] * 2 + ["to do "] * (len(runs) - 2)
     assert lines == [f"{s} {r}" for s, r in zip(states, runs, strict=True)]
     assert "10 runs, 8 to do: about 1 h 20 min" in last
+
+
+def test_every_few_runs_the_process_is_replaced(runs, tmp_path, monkeypatch):
+    folder = ResultFolder(tmp_path)
+    processes = []
+
+    def execute(run):
+        processes[-1] += 1
+        if run == runs[-1]:
+            raise RuntimeError("fails every time")
+        return figures(run)
+
+    def start(path, command):
+        assert path == command[0] == sys.executable
+        assert Path(command[1]) == EXAMPLES / "study.py"
+        assert len(processes) < 10
+        processes.append(0)
+        study.main(command[2:])
+
+    monkeypatch.setattr(study, "_make_runner", lambda *_: execute)
+    monkeypatch.setattr(study, "_MAX_RUNS", 4)
+    monkeypatch.setattr(study.os, "execv", start)
+    options = ["--output", str(tmp_path), "--seeds", "2"]
+    command = [sys.executable, str(EXAMPLES / "study.py"), *options]
+    command += ["--regularizers", *REGULARIZERS]
+    start(sys.executable, command)
+    assert processes == [4, 4, 2]
+    assert len(folder.read()) == len(runs)
+    processes.clear()
+    start(sys.executable, [*command, "--retry-failed"])
+    assert processes == [1]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import study
 import study_grid
+import study_options
 import text_tasks
 from text_tasks import Examples
 
@@ -58,7 +59,9 @@ def make_run(preset):
         command += ["--limit", "32", "--epochs", "2", "--batch-size", "8"]
         command += ["--measured-texts", "20", "--learning-rate", "0.01"]
         command += ["--regularizers", spec, *options]
-        (run,) = study_grid.grid(study.make_parser().parse_args(command))
+        (run,) = study_grid.grid(
+            study_options.make_parser("").parse_args(command)
+        )
         return run
 
     return make

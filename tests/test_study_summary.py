@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import study
 import study_grid
+import study_options
 import study_report
 import study_summary
 from command_line import UserError
@@ -19,7 +20,7 @@ EFFECTS = {"istar:-5": -0.1, "istar:0": 0.0, "istar:5": 0.1, "cosreg:1": 0.0}
 def make_records(seeds=6, methods=METHODS, tasks=("rte",), noise=0.01):
     rng = np.random.default_rng(0)
     runs = study_grid.grid(
-        study.make_parser().parse_args(
+        study_options.make_parser("").parse_args(
             ["--output", "x", "--seeds", str(seeds), "--tasks", *tasks]
             + ["--regularizers", *methods]
         )
@@ -93,6 +94,13 @@ def test_sentences():
         "rte, 512 examples: IsoScore rises with the strength (-5, 0, 5) in 6 "
         "of 6 seeds."
     )
+
+
+def test_differences_that_are_equal_claim_nothing():
+    _, table = make_tables(make_records(noise=0.0))
+    row = table.set_index("method").loc["istar:5"]
+    assert row.difference == pytest.approx(0.1)
+    assert np.isnan([row.p, row.low, row.high]).all()
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
