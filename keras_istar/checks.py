@@ -57,14 +57,17 @@ def check_momentum(value: Any) -> float | None:
 
 
 def check_positive_int(
-    name: str, value: Any, text: str = "a positive integer"
+    name: str,
+    value: Any,
+    text: str = "a positive integer",
+    at_most: int = _LARGEST_INT,
 ) -> int:
     """Returns `value` as an int; raises unless it is a whole number > 0."""
     is_int = isinstance(value, numbers.Integral)
     if isinstance(value, bool) or not is_int or value <= 0:
         _refuse(name, text, value)
-    if value > _LARGEST_INT:
-        _refuse(name, f"at most {_LARGEST_INT}", value)
+    if value > at_most:
+        _refuse(name, f"at most {at_most}", value)
     return int(value)
 
 

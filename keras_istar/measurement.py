@@ -22,6 +22,8 @@ from keras_istar.report import IsotropyReport
 from keras_istar.summaries import RunningSummary
 from keras_istar.summaries import Summary
 
+_MOST_SAMPLE_POINTS = 100_000
+
 
 def measure(
     model: keras.Model,
@@ -78,7 +80,9 @@ def measure(
             scikit-dimension is not installed.
         shrinkage: ζ of IsoScore*, in [0, 1].
         sample_points: Size of the sample of each state, drawn uniformly from
-            all of its tokens. The union's takes from each state its share.
+            all of its tokens, at most 100,000: it is kept in memory, and
+            `twonn` looks for neighbors among all of its pairs. The union's
+            takes from each state its share.
         batch_size: Examples in a batch, where `data` does not come in batches.
         seed: Seed of the samples, an integer from 0 to 2³¹ − 1.
         verbose: 0 is silent; 1 draws a progress bar if the pass takes longer
@@ -111,7 +115,9 @@ def measure(
     names, left_out = measures.choose(metrics)
     checks.check_fraction("shrinkage", shrinkage)
     checks.check_positive_int("max_points", max_points)
-    checks.check_positive_int("sample_points", sample_points)
+    checks.check_positive_int(
+        "sample_points", sample_points, at_most=_MOST_SAMPLE_POINTS
+    )
     checks.check_positive_int("batch_size", batch_size)
     checks.check_seed(seed)
     checks.check_verbose(verbose)
