@@ -25,4 +25,4 @@ def newest(session: nox.Session) -> None:
 
 def _test(session, resolution):
     session.install("--resolution", resolution, "-e", ".[test]")
-    session.run("python", "-m", "pytest", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
