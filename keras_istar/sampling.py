@@ -4,9 +4,10 @@ import keras
 from keras import ops
 
 from keras_istar import moments
-from keras_istar.autodiff import custom_gradient
 from keras_istar.moments import Moments
 from keras_istar.moments import Tensor
+
+_KEY_BITS = 24  # What float32 tells apart between 0 and 1.
 
 
 def sampled_moments(
@@ -56,8 +57,8 @@ def _sample(tokens, weights, total, size, seed):
     of (1/k - 1/n) S, so that `combine` adds n (1 - n/N) times that, where N is
     the number of tokens in the union: so much less is needed here.
     """
-    drawn, is_real = _draw(weights, size, seed)
-    sample = moments.token_moments(_take(tokens, drawn, is_real), is_real)
+    places, is_real = _draw(weights, size, seed)
+    sample = moments.token_moments(ops.take(tokens, places, axis=0), is_real)
     count, k = ops.sum(weights), ops.maximum(sample.count, 1.0)
     share = count / ops.maximum(total, 1.0)
     wanted = (count - 1.0) - (count / k - 1.0) * (1.0 - share)
@@ -66,44 +67,41 @@ def _sample(tokens, weights, total, size, seed):
 
 
 def _draw(weights, size, seed):
-    """Indices of `size` tokens, and whether each stands for a real token.
+    """Places of `size` tokens, and whether each stands for a real token.
 
-    Every token gets a random key and masked ones the lowest; the highest keys
-    win. Padding makes up for fewer tokens than `size`.
+    Every token gets a random key, and the lowest ones win. What is left over
+    where there are fewer tokens than `size` stands for none.
     """
     number = ops.shape(weights)[0]
     if isinstance(number, int):
-        size = min(size, max(number, 1))
+        size = min(size, number)
     else:  # A tensor: TensorFlow will know when it runs or compiles.
-        size = ops.minimum(size, ops.maximum(number, 1))
+        size = ops.minimum(size, number)
     keys = keras.random.uniform(ops.shape(weights), dtype="float32", seed=seed)
-    keys = ops.where(weights > 0, keys, -1.0)
-    keys = ops.concatenate([keys, -ops.ones((size,), "float32")])
-    highest, drawn = ops.top_k(keys, size)
-    is_real = highest >= 0
-    return ops.where(is_real, drawn, 0), is_real
+    keys = ops.where(weights > 0, keys, 1.0)
+    is_drawn = keys <= _key_of_rank(keys, size)
+    ranks = ops.cumsum(ops.cast(is_drawn, "int32"))
+    # Equal keys may be more than there is room for.
+    is_drawn = ops.logical_and(is_drawn, ranks <= size)
+    places = ops.scatter(
+        ops.where(is_drawn, ranks, 0)[:, None],
+        ops.arange(number, dtype="int32"),
+        (size + 1,),
+    )[1:]
+    num_drawn = ops.sum(ops.cast(is_drawn, "int32"))
+    return places, ops.arange(size) < num_drawn
 
 
-def _take(tokens, drawn, is_real):
-    """`tokens[drawn]`, differentiated by taking, too.
+def _key_of_rank(keys, rank):
+    """The `rank`-th lowest of keys in [0, 1), or more if there are not so many.
 
-    Autodiff would scatter rows into zeros, which XLA does one by one on a CPU,
-    with a copy of them all for each. Only their places are scattered here.
+    By bisection: with a sort among its operations, XLA on a CPU compiles the
+    random numbers of all dropout layers to slow code, and a train step takes
+    several times as long.
     """
-    num_tokens, size = ops.shape(tokens)[0], ops.shape(drawn)[0]
-    # Row of the sample that holds a token, counted from 1; 0 if none does.
-    rows = ops.scatter(
-        ops.where(is_real, drawn, num_tokens)[:, None],
-        ops.arange(1, size + 1, dtype="int32"),
-        (num_tokens + 1,),
-    )[:num_tokens]
-
-    @custom_gradient
-    def take(tokens):
-        def gradient(d_sample):
-            none = ops.zeros_like(d_sample[:1])
-            return (ops.take(ops.concatenate([none, d_sample]), rows, axis=0),)
-
-        return (ops.take(tokens, drawn, axis=0),), gradient
-
-    return take(tokens)[0]
+    highest = ops.zeros((), "float32")
+    for bit in range(1, _KEY_BITS + 1):
+        higher = highest + 2.0**-bit
+        num_lower = ops.sum(ops.cast(keys < higher, "int32"))
+        highest = ops.where(num_lower < rank, higher, highest)
+    return highest
