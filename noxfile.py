@@ -1,6 +1,7 @@
 """The tests with the oldest and the newest versions that pyproject.toml allows.
 
     pip install "nox[uv]" && nox
+    nox -s newest -- --cov     # and which lines no test has run
 
 uv takes each bound there at its word: what it installs for `oldest` is the
 lower bound itself.
