@@ -141,9 +141,15 @@ class _Monitor(keras.callbacks.Callback):
         if self._show_progress:
             self._draw(min(seen, self._max_points))
 
+    def on_test_end(self, logs=None):
+        # Data may end before `max_points`, and the line with it.
+        if self._bar is not None:
+            seen = min(self.model.tokens_seen(), self._max_points)
+            self._bar.update(seen, finalize=True)
+
     def _draw(self, seen):
         elapsed = time.monotonic() - self._start
         if self._bar is None and elapsed > _SECONDS_BEFORE_PROGRESS:
             self._bar = keras.utils.Progbar(self._max_points, unit_name="token")
         if self._bar is not None:
-            self._bar.update(seen)
+            self._bar.update(seen, finalize=False)

@@ -1,3 +1,5 @@
+import sys
+
 import keras
 import numpy as np
 import oracle
@@ -99,3 +101,16 @@ def test_long_passes_draw_a_bar(x, capsys, monkeypatch):
     for show in (False, True):
         StatesPass(model, [layer], x, 10**6, 8, show).run()
         assert ("/1000000" in capsys.readouterr().out) is show
+
+
+@pytest.mark.parametrize("max_points", [9, 10**6])
+def test_a_bar_ends_its_line_once(x, capsys, monkeypatch, max_points):
+    from keras_istar import estimation
+
+    monkeypatch.setattr(estimation, "_SECONDS_BEFORE_PROGRESS", -1.0)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    model, layer = _model()
+    StatesPass(model, [layer], x, max_points, 8, show_progress=True).run()
+    out = capsys.readouterr().out
+    assert out.endswith("\n")
+    assert out.count("\n") == 1
