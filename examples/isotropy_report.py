@@ -62,8 +62,12 @@ def load_texts(
 ) -> tuple[list[str] | tuple[list[str], list[str]], str]:
     """The texts, or pairs of them, and what they are, in words."""
     if options.texts is not None:
-        lines = read_texts(options.texts)
-        texts = lines[: options.limit or None]
+        lines = text_tasks.read_lines(options.texts)
+        if not lines:
+            raise UserError(
+                f"{options.texts} must hold a text. Received: an empty file"
+            )
+        texts = [line.strip() for line in lines[: options.limit or None]]
         source = f"lines of {Path(options.texts).name}"
         return texts, f"{len(texts):,} of {len(lines):,} {source}"
     task = text_tasks.load(
@@ -72,19 +76,6 @@ def load_texts(
     kind = "pairs of texts" if isinstance(task.test.texts, tuple) else "texts"
     number = len(task.test.labels)
     return task.test.texts, f"{number:,} {kind}, the test part of {task.name}"
-
-
-def read_texts(path: str) -> list[str]:
-    """Lines of a file that are not blank."""
-    try:
-        content = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    # Not `splitlines`, which breaks texts at rarer characters too.
-    texts = [line.strip() for line in content.split("\n") if line.strip()]
-    if not texts:
-        raise UserError(f"{path} must hold a text. Received: an empty file")
-    return texts
 
 
 def measure(preset, texts, options):

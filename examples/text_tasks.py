@@ -133,7 +133,7 @@ def _film_reviews():
     """
     member = _FILM_REVIEWS.members[0]
     rows = []
-    for line in _lines(fetch(_FILM_REVIEWS) / member.name):
+    for line in read_lines(fetch(_FILM_REVIEWS) / member.name):
         sentence_id, rating, text = line.split("\t")
         if abs(float(rating)) >= _NEUTRAL:
             label = int(float(rating) > 0)
@@ -148,7 +148,7 @@ def _table(path):
             f"no such task or file: {path!r}. Tasks are film-reviews and "
             f"glue/{{{','.join(_tasks(with_scores=False))}}}"
         )
-    fields = [line.split("\t") for line in _lines(path)]
+    fields = [line.split("\t") for line in read_lines(path)]
     widths = {len(row) for row in fields}
     if widths - {2} and widths - {3}:
         raise UserError(
@@ -163,7 +163,8 @@ def _table(path):
     return classes, _split(rows)
 
 
-def _lines(path):
+def read_lines(path: str | Path) -> list[str]:
+    """Lines of a file in UTF-8 that are not blank."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
