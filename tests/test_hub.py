@@ -96,6 +96,19 @@ def test_dataset_of_a_task_is_mapped(tiny_classifier, sentences):
     np.testing.assert_array_equal(x["token_ids"], expected["token_ids"])
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_grain_dataset_of_a_task_is_mapped(labelled):
+    grain = pytest.importorskip("grain")
+    x = np.arange(8)
+    examples = list(zip(x, -x, strict=True)) if labelled else x
+    dataset = grain.MapDataset.source(examples).batch(4)
+    data, batch_size = hub.preprocessed(Doubling(), dataset, 3)
+    assert batch_size is None
+    batches = [batch[0] if labelled else batch for batch in data]
+    doubled = np.concatenate([batch["doubled"] for batch in batches])
+    np.testing.assert_array_equal(doubled, 2 * x)
+
+
 def test_iterables_that_cannot_be_preprocessed():
     class Batches:
         def __iter__(self):
