@@ -30,14 +30,13 @@ class EventFiles:
     """Writes to a folder that TensorBoard reads.
 
     Folder and file come into being with the first `write`, and after every
-    `write` all of it is on disk. If that fails, one warning says so, and no
-    more is tried until `close`.
+    `write` all of it is on disk. If that fails, a warning says so.
 
     Args:
         log_dir: The folder.
 
     Attributes:
-        has_failed: Whether `write` does nothing.
+        has_failed: Whether a `write` has failed since the file was opened.
 
     Raises:
         ImportError: If TensorFlow or TensorBoard is not installed.
@@ -51,8 +50,6 @@ class EventFiles:
 
     def write(self, step: int, panels: list[Panel]) -> None:
         """Writes all that there is of one step."""
-        if self.has_failed:
-            return
         tf = _import_tensorflow()
         try:
             if self._file is None:

@@ -62,6 +62,40 @@ def test_gradient_taken_late(rng):
     )
 
 
+def test_graph_that_is_differentiated_as_such(rng):
+    """TensorFlow then looks the gradient up by the name in the graph."""
+    import tensorflow as tf
+
+    points = rng.normal(size=(6, 3)).astype("float32")
+    graph = tf.Graph()
+    with graph.as_default():
+        tokens = tf.constant(points)
+        scatter = moments.token_moments(tokens).scatter
+        (gradient,) = tf.gradients(tf.linalg.trace(scatter), [tokens])
+        with tf.compat.v1.Session(graph=graph) as session:
+            found = session.run(gradient)
+    expected = 2 * (points - points.mean(axis=0, dtype="float64"))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_gradients_of_others_are_left_alone():
+    """Even where one of their variables has no value yet."""
+    import tensorflow as tf
+    from tensorflow.python.framework import ops
+
+    from keras_istar.gradient_registry import free_with_graph
+
+    def others(op, upstream):
+        return upstream * factor
+
+    tf.RegisterGradient("GradientOfOthers")(others)
+    with tf.Graph().as_default():
+        free_with_graph(lambda upstream: upstream)
+    assert ops.gradient_registry.lookup("GradientOfOthers") is others
+    factor = 2.0
+    assert others(None, 3.0) == 6.0
+
+
 def test_models_are_not_kept(rng):
     """As in a program that measures one model after the other."""
     from tensorflow.python.framework.func_graph import FuncGraph

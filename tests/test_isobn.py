@@ -169,3 +169,15 @@ def test_one_embedding_says_nothing_of_the_variance(rng):
     assert float(layer.has_statistics) == 0.0
     layer(rng.normal(size=(8, 4)).astype("float32"), training=True)
     assert float(layer.has_statistics) == 1.0
+
+
+def test_model_without_a_sentence_embedding():
+    inputs = keras.Input((8, 4))
+    model = keras.Model(inputs, keras.layers.Dense(3)(inputs), name="tokens")
+    layer = keras_istar.IsotropicBatchNormalization()
+    with pytest.raises(ValueError) as error:
+        keras_istar.attach_regularizer(model, layer)
+    assert str(error.value) == (
+        "`model` must compute a sentence embedding `(batch, dim)`. "
+        "Received: model='tokens'"
+    )

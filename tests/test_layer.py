@@ -1,3 +1,5 @@
+import pydoc
+
 import keras
 import numpy as np
 import oracle
@@ -280,6 +282,11 @@ def test_call_errors(shapes, mask_shape, message):
             [np.ones(shape, "float32") for shape in shapes], mask=mask
         )
     assert message in str(error.value)
+
+
+def test_numbers_are_seen_by_help():
+    text = pydoc.render_doc(keras_istar.IStarRegularization)
+    assert "TunableNumber" in text
 
 
 def test_wrong_number_of_masks(rng):

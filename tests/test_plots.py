@@ -72,6 +72,13 @@ def test_plotting_leaves_the_settings_of_matplotlib_alone(report):
     assert dict(matplotlib.rcParams) == before
 
 
+def test_figure_needs_matplotlib(report, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    message = r"needs matplotlib: `pip install keras-istar\[report\]`\.$"
+    with pytest.raises(ImportError, match=message):
+        report.plot()
+
+
 def test_importing_the_package_does_not_import_the_extra():
     code = (
         "import sys, keras, tensorflow\n"

@@ -1,5 +1,6 @@
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -27,6 +28,13 @@ def test_frame_has_a_row_a_layer(make_report):
         assert frame.loc[row.layer, "outlier_dimensions"] == [3]
     assert frame["points"].dtype.kind == "i"
     assert frame["twonn_points"].dtype.kind == "i"
+
+
+def test_frame_needs_pandas(make_report, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    message = r"needs pandas: `pip install keras-istar\[report\]`\.$"
+    with pytest.raises(ImportError, match=message):
+        make_report().to_frame()
 
 
 def test_comparison_is_other_minus_this(make_report):
@@ -134,6 +142,11 @@ class TestPrint:
     def test_small_numbers_keep_their_meaning(self, make_report, value, text):
         report = make_report(partition_isotropy=value)
         assert text in str(report).splitlines()[3].split()
+
+    def test_short_form(self, make_report):
+        assert repr(make_report(["dense", "union"])) == (
+            "<IsotropyReport model='tiny' layers=['dense', 'union']>"
+        )
 
     def test_says_what_the_reader_has_to_know(self, make_report):
         text = str(make_report(isoscore_star=0.5, twonn_dimension=float("nan")))

@@ -95,6 +95,28 @@ def test_counts_of_states_weigh_their_draws(rng):
     assert np.all(np.abs(drawn.mean(axis=0) - expected) < 4.5 * error)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX knows all shapes")
+@pytest.mark.parametrize("length", [2, 10])
+def test_lengths_that_a_graph_does_not_know(rng, length):
+    import tensorflow as tf
+
+    layer = _layer(max_tokens=16)
+    states = _states(rng, 1, length=length)[0]
+    layer(states)
+    spec = tf.TensorSpec((None, None, 3), "float32")
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def penalty(x):
+        layer(x, training=True)
+        return layer.losses[-1]
+
+    assert np.isfinite(penalty(states))
+    drawn = ops.convert_to_numpy(layer.shrinkage_covariance)
+    whole = oracle.covariance(states.reshape(-1, 3))
+    # 16 are all of 8 tokens, but not of 40.
+    assert np.allclose(drawn, whole, rtol=1e-4) == (length == 2)
+
+
 def test_every_step_draws_anew_and_a_seed_repeats_it(rng):
     states = _states(rng, 2)
     first = _covariances(_layer(6, seed=1), states, None, steps=6)

@@ -305,6 +305,25 @@ def test_other_callbacks_do_not_restrict_recording(data, folder):
     assert not any("isotropy" in tag for tag in _tags(folder / "train"))
 
 
+def test_folder_of_another_file_system(data):
+    """As `gs://` is; this one is in memory, and TensorFlow alone knows it."""
+    import tensorflow as tf
+
+    folder = "ram://isotropy_logs"
+    _fit(_model()[0], data, [_callback(data, log_dir=folder)], epochs=2)
+    (name,) = tf.io.gfile.listdir(folder)
+    events = tf.data.TFRecordDataset(f"{folder}/{name}")
+    tags = [
+        (event.step, value.tag)
+        for event in map(
+            tf.compat.v1.Event.FromString, events.as_numpy_iterator()
+        )
+        for value in event.summary.value
+    ]
+    assert tags.count((1, "isotropy/isoscore_union")) == 1
+    assert {tag for _, tag in tags} >= _in_group(*SCORES, *NUMBERS, *SPECTRA)
+
+
 def test_folder_that_cannot_be_made(data, tmp_path):
     (tmp_path / "file").write_text("no folder")
     model, _ = _model()

@@ -1,5 +1,6 @@
 """Several threads, one process."""
 
+import copy
 import threading
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import keras_istar
+from keras_istar.distribution import ReplicaLosses
 
 THREADS = 4
 
@@ -136,10 +138,10 @@ def test_two_trainings_are_as_good_as_one_after_the_other(x):
 
     strengths = (-1.0, 2.0)
     models = [make_model() for _ in strengths]
-    copies = [make_model() for _ in strengths]
-    for model, copy in zip(models, copies, strict=True):
-        copy.set_weights(model.get_weights())
-    expected = [train(*pair) for pair in zip(copies, strengths, strict=True)]
+    twins = [make_model() for _ in strengths]
+    for model, twin in zip(models, twins, strict=True):
+        twin.set_weights(model.get_weights())
+    expected = [train(*pair) for pair in zip(twins, strengths, strict=True)]
     actual = in_threads(
         *[
             lambda m=m, s=s: train(m, s)
@@ -150,3 +152,19 @@ def test_two_trainings_are_as_good_as_one_after_the_other(x):
         assert not isinstance(one, Exception), one
         assert_same(one, other)
     assert not np.allclose(expected[0][1][0], expected[1][1][0])
+
+
+def test_losses_of_replicas_are_a_list_in_each_thread():
+    losses = ReplicaLosses()
+    losses.append(0.0)
+
+    def use():
+        losses.extend([1.0, 2.0, 3.0])
+        losses[0] = 4.0
+        del losses[1]
+        return list(losses), type(copy.deepcopy(losses))
+
+    assert in_threads(use, use) == [([4.0, 3.0], list)] * 2
+    assert list(losses) == [0.0]
+    losses.clear()
+    assert len(losses) == 0

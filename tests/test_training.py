@@ -248,6 +248,17 @@ def test_model_built_for_rematerialization(data, mode):
     assert np.max(np.abs(recomputed[0] - unregularized[0])) > 1e-3
 
 
+def test_detached_model_recomputes_again():
+    with keras.RematScope(mode="full"):
+        inputs = keras.Input((None, 5))
+        model = keras.Model(inputs, keras.layers.Dense(4)(inputs))
+    mode = model._remat_mode
+    keras_istar.attach(model, model.layers[-1].name)
+    assert model._remat_mode is None
+    keras_istar.detach(model)
+    assert mode is not None and model._remat_mode == mode
+
+
 def test_backbone_built_for_rematerialization(tiny_bert, rng):
     x = {
         "token_ids": rng.integers(1, 9, size=(8, 6)),
