@@ -21,7 +21,7 @@ the machine. Sections:
     sampling    error that `max_tokens` brings, on pretrained MiniLM
 
 Where TensorFlow sees a GPU, all of it runs there; targets are for two CPU
-cores, where it takes about 40 minutes and 12 GB of memory.
+cores, where it takes 40 to 90 minutes and 12 GB of memory.
 """
 
 import argparse
