@@ -27,7 +27,7 @@ class Row(NamedTuple):
         case: Model, size and framework.
         side: What was measured.
         value: Its median, in `unit`.
-        unit: `"ms"`, `"MB"` or `"exponent"`.
+        unit: `"ms"`, `"MB"`, `"%"` or `"exponent"`.
         against: What it is compared with, empty if nothing.
         reference: Median of that, in `unit`.
         ratio: `value / reference`, run by run.
