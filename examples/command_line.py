@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -16,6 +17,23 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
+
+    def run(
+        self,
+        program: Callable[[argparse.Namespace], object],
+        argv: list[str] | None = None,
+    ) -> None:
+        """Runs `program` with the options; ends with its `UserError`, if any.
+
+        Args:
+            program: Function of the options.
+            argv: The command line, that of this process if None.
+        """
+        options = self.parse_args(argv)
+        try:
+            program(options)
+        except UserError as error:
+            self.error(str(error))
 
 
 def summarize(error: BaseException, max_length: int = 300) -> str:

@@ -19,12 +19,7 @@ from command_line import UserError
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the program; exit code 2 and one line for what users can mend."""
-    parser = make_parser()
-    options = parser.parse_args(argv)
-    try:
-        run(options)
-    except UserError as error:
-        parser.error(str(error))
+    make_parser().run(run, argv)
 
 
 def run(options: argparse.Namespace) -> None:
