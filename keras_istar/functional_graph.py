@@ -100,17 +100,16 @@ def add_observer(
     layer(*args, **kwargs)
     node = layer._inbound_nodes[-1]
     setattr(model, name, layer)
-    model._nodes_by_depth.setdefault(_BELOW_OUTPUTS, []).append(node)
+    _set_below_outputs(model, [*_below_outputs(model), node])
 
 
 def remove_observer(model: keras.Model, name: str) -> None:
     """Undoes `add_observer(model, name, ...)`."""
     layer = getattr(model, name)
     node = layer._inbound_nodes[-1]
-    observers = model._nodes_by_depth[_BELOW_OUTPUTS]
-    observers.remove(node)
-    if not observers:
-        del model._nodes_by_depth[_BELOW_OUTPUTS]
+    _set_below_outputs(
+        model, [other for other in _below_outputs(model) if other is not node]
+    )
     for tensor in node.input_tensors:
         producer = tensor._keras_history.operation
         if node in producer._outbound_nodes:
@@ -122,8 +121,7 @@ def remove_observer(model: keras.Model, name: str) -> None:
 
 def observers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     """The layers that `add_observer` gave to `model`, by name."""
-    nodes = model._nodes_by_depth.get(_BELOW_OUTPUTS, [])
-    layers = {id(node.operation) for node in nodes}
+    layers = {id(node.operation) for node in _below_outputs(model)}
     # The PyTorch backend keeps layers apart from other attributes.
     attributes = {**vars(model), **vars(model).get("_modules", {})}
     return {name: x for name, x in attributes.items() if id(x) in layers}
@@ -248,3 +246,15 @@ def _nodes_in_order(model):
     for depth in sorted(model._nodes_by_depth, reverse=True):
         if depth != _BELOW_OUTPUTS:
             yield from model._nodes_by_depth[depth]
+
+
+def _below_outputs(model):
+    return model._nodes_by_depth.get(_BELOW_OUTPUTS, [])
+
+
+def _set_below_outputs(model, nodes):
+    # Another thread may be running the nodes there have been: it keeps those.
+    graph = {**model._nodes_by_depth, _BELOW_OUTPUTS: nodes}
+    if not nodes:
+        del graph[_BELOW_OUTPUTS]
+    vars(model)["_nodes_by_depth"] = graph

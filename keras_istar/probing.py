@@ -54,10 +54,10 @@ def probed(
     Raises:
         ValueError: As `attach`.
     """
-    states = find_states(model, layers)
-    probe = Probe(states.names, states.tensors[0].shape[-1])
-    attribute = f"istar_probe_{id(probe)}"
     with functional_graph.surgery, strategy_scope(model):
+        states = find_states(model, layers)
+        probe = Probe(states.names, states.tensors[0].shape[-1])
+        attribute = f"istar_probe_{id(probe)}"
         functional_graph.add_observer(
             states.owner, attribute, probe, states.tensors, mask=states.masks
         )

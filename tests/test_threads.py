@@ -130,6 +130,37 @@ def test_attach_and_detach_and_measure_at_the_same_time(x):
     assert set(fitted(model, x)[0]) == {"loss"}
 
 
+class Leaving(keras_istar.CosineRegularization):
+    """Another thread detaches it while the model calls it."""
+
+    def __init__(self, model):
+        super().__init__(strength=1.0)
+        self.leave = lambda: keras_istar.detach(model)
+
+    def call(self, hidden_states, mask=None, training=None):
+        if self.leave is not None:
+            (outcome,) = in_threads(self.leave)
+            assert outcome is None, outcome
+            self.leave = None
+        return super().call(hidden_states, mask, training)
+
+
+def test_detach_while_the_model_runs_takes_nothing_from_measure(x):
+    model = make_model()
+    expected = keras_istar.measure(
+        model, x, "encoder", metrics="isoscore", verbose=0
+    )
+    layer = Leaving(model)
+    leave, layer.leave = layer.leave, None  # Attaching calls it, too.
+    keras_istar.attach_regularizer(model, layer, "encoder")
+    layer.leave = leave
+    report = keras_istar.measure(
+        model, x, "encoder", metrics="isoscore", verbose=0
+    )
+    assert layer.leave is None
+    assert report == expected
+
+
 def test_two_trainings_are_as_good_as_one_after_the_other(x):
     def train(model, strength):
         keras_istar.attach(model, "encoder", strength=strength)
