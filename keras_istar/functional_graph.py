@@ -6,10 +6,8 @@ outputs therefore sees any hidden state, and changes nothing for the others:
 the model's own nodes, layers, config and outputs stay as they are.
 """
 
-import functools
 import threading
 import weakref
-from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
@@ -192,24 +190,6 @@ def resume_recomputation(model: keras.Model) -> None:
     for nested in nested_models(model):
         if nested in _suspended_modes:
             nested._remat_mode = _suspended_modes.pop(nested)
-
-
-def after_compute_loss(model: keras.Model, hook: Callable[[], None]) -> None:
-    """Makes `model` call `hook` whenever it has computed its loss."""
-    compute_loss = model.compute_loss
-
-    @functools.wraps(compute_loss)
-    def compute_loss_and_hook(*args, **kwargs):
-        loss = compute_loss(*args, **kwargs)
-        hook()
-        return loss
-
-    model.compute_loss = compute_loss_and_hook
-
-
-def restore_compute_loss(model: keras.Model) -> None:
-    """Undoes `after_compute_loss`."""
-    vars(model).pop("compute_loss", None)
 
 
 def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:

@@ -1,5 +1,7 @@
 """Metrics that a layer logs about its own training steps."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -13,6 +15,24 @@ def layers_update_metrics() -> bool:
     brings it in only for `Model.compute_loss`.
     """
     return keras.backend.backend() != "jax"
+
+
+def after_compute_loss(model: keras.Model, hook: Callable[[], None]) -> None:
+    """Makes `model` call `hook` whenever it has computed its loss."""
+    compute_loss = model.compute_loss
+
+    @functools.wraps(compute_loss)
+    def compute_loss_and_hook(*args, **kwargs):
+        loss = compute_loss(*args, **kwargs)
+        hook()
+        return loss
+
+    model.compute_loss = compute_loss_and_hook
+
+
+def restore_compute_loss(model: keras.Model) -> None:
+    """Undoes `after_compute_loss`."""
+    vars(model).pop("compute_loss", None)
 
 
 class TrainingMean(keras.metrics.Mean):

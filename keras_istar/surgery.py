@@ -12,7 +12,9 @@ from keras_istar.hidden_states import find_pooled
 from keras_istar.hidden_states import find_states
 from keras_istar.isobn import IsotropicBatchNormalization
 from keras_istar.layer import IStarRegularization
+from keras_istar.metrics import after_compute_loss
 from keras_istar.metrics import layers_update_metrics
+from keras_istar.metrics import restore_compute_loss
 from keras_istar.regularization import HiddenStateRegularization
 
 
@@ -155,7 +157,7 @@ def _observe(model, regularizer, layers):
         )
     functional_graph.suspend_recomputation(model)
     if not layers_update_metrics():
-        functional_graph.after_compute_loss(model, regularizer.log_step)
+        after_compute_loss(model, regularizer.log_step)
 
 
 def _insert(model, normalization, layers):
@@ -225,5 +227,5 @@ def detach(model: keras.Model) -> None:
         if is_normalized:
             functional_graph.remove_inserted_layer(model)
         functional_graph.resume_recomputation(model)
-        functional_graph.restore_compute_loss(model)
+        restore_compute_loss(model)
         functional_graph.forget_traces(model)
