@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_istar import moments
+from keras_istar.distribution import ReplicaSeedGenerator
 from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import sum_over_replicas
 from keras_istar.moments import Moments
@@ -60,9 +61,7 @@ class Variables(keras.layers.Layer):
 
     def seed_generator(self, seed: int) -> keras.random.SeedGenerator:
         """Seeds that depend on `seed` and on how many generators there are."""
-        generator = keras.random.SeedGenerator(
-            seed + len(self._seed_generators_made)
-        )
+        generator = ReplicaSeedGenerator(seed + len(self._seed_generators_made))
         self._seed_generators_made.append(generator)
         return generator
 

@@ -64,6 +64,20 @@ def add_replicas(local: Tensor) -> Tensor:
     return local if replicas is None else replicas.all_reduce(local)
 
 
+class ReplicaSeedGenerator(keras.random.SeedGenerator):
+    """Seeds of random numbers that differ from replica to replica."""
+
+    _STRIDE = 1_000_003  # Further than seeds that users choose lie apart.
+
+    def next(self, ordered: bool = True) -> Tensor:
+        seed = super().next(ordered)
+        replicas = _replicas()
+        if replicas is None:
+            return seed
+        index = self._STRIDE * ops.cast(replicas.index, seed.dtype)
+        return seed + ops.stack([index, ops.zeros_like(index)])
+
+
 def local_values(variable: keras.Variable) -> list[np.ndarray]:
     """Values of an `on_read` variable, one for each replica."""
     value = variable.value

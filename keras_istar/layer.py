@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_istar import checks
 from keras_istar import moments
+from keras_istar.distribution import ReplicaSeedGenerator
 from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import sum_over_replicas
 from keras_istar.isotropy import isoscore_from_covariance
@@ -138,7 +139,7 @@ class IStarRegularization(HiddenStateRegularization):
             self, "has_shrinkage_covariance"
         )
         if self.max_tokens is not None:
-            self._draws = keras.random.SeedGenerator(self.seed)
+            self._draws = ReplicaSeedGenerator(self.seed)
 
     def measure(self, states: list[Tensor], masks: list) -> Tensor:
         tokens = self._moments(states, masks)
@@ -164,7 +165,7 @@ class IStarRegularization(HiddenStateRegularization):
         if self.max_tokens is None:
             return moments.union_moments(states, masks)
         size = max(2, self.max_tokens // len(states))
-        return sampled_moments(states, masks, size, self._draws)
+        return sampled_moments(states, masks, size, self._draws, self.sync)
 
     def _update_shrinkage_covariance(self, count, batch):
         """One step of the moving average, skipped where it would be damaged."""

@@ -4,10 +4,11 @@ import keras
 from keras import ops
 
 from keras_istar import moments
+from keras_istar.distribution import add_replicas
 from keras_istar.moments import Moments
 from keras_istar.moments import Tensor
 
-_KEY_BITS = 24  # What float32 tells apart between 0 and 1.
+_DIGITS = 6  # Of a key, to the base 16: what float32 tells apart in [0, 1).
 
 
 def sampled_moments(
@@ -15,6 +16,7 @@ def sampled_moments(
     masks: list[Tensor | None],
     size: int,
     seed: keras.random.SeedGenerator,
+    sync: bool = True,
 ) -> Moments:
     """Unbiased moments of several states, from a random subset of their tokens.
 
@@ -29,16 +31,19 @@ def sampled_moments(
         size: Number of tokens to draw from each. All are used if there are no
             more.
         seed: Source of randomness; advances with every call.
+        sync: Whether the moments of all replicas will be added up.
 
     Returns:
         `Moments` that count all unmasked tokens, not only those drawn.
     """
     flat = [_flatten(*pair) for pair in zip(states, masks, strict=True)]
     total = sum(ops.sum(weights) for _, weights in flat)
+    if sync:
+        total = add_replicas(total)
     return moments.combine(
         [
-            _sample(tokens, weights, total, size, seed)
-            for tokens, weights in flat
+            _sample([flat[i] for i in places], total, size, seed)
+            for places in _alike(states, masks)
         ]
     )
 
@@ -49,59 +54,105 @@ def _flatten(states, mask):
     return moments.flatten_tokens(states, mask)
 
 
-def _sample(tokens, weights, total, size, seed):
-    """Moments of one state, such that their union with others is unbiased.
+def _alike(states, masks):
+    """Places of the states that share a mask, hence a number of tokens.
 
-    With S the covariance of all n tokens, the scatter (k - 1) S of a sample of
-    k should become (n - 1) S. But the mean of the sample is off by a variance
-    of (1/k - 1/n) S, so that `combine` adds n (1 - n/N) times that, where N is
-    the number of tokens in the union: so much less is needed here.
+    Lengths may be unknown in a graph, so that states without a mask are alike
+    only if their shapes say so.
     """
-    places, is_real = _draw(weights, size, seed)
-    sample = moments.token_moments(ops.take(tokens, places, axis=0), is_real)
-    count, k = ops.sum(weights), ops.maximum(sample.count, 1.0)
+    groups = {}
+    for place, (state, mask) in enumerate(zip(states, masks, strict=True)):
+        shape = tuple(state.shape)
+        key = shape if None not in shape else place
+        groups.setdefault(key if mask is None else id(mask), []).append(place)
+    return groups.values()
+
+
+def _sample(flat, total, size, seed):
+    """Moments of states that share their weights.
+
+    With S the covariance of all n tokens of a state, the scatter (k - 1) S of
+    a sample of k should become (n - 1) S. But the mean of the sample is off by
+    a variance of (1/k - 1/n) S, so that merging adds n (1 - n/N) times that,
+    where N is the number of tokens in the union: so much less is needed here.
+    """
+    weights = flat[0][1]
+    places, is_real = _draw(len(flat), weights, size, seed)
+    rows = [
+        ops.take(tokens, own, axis=0)
+        for (tokens, _), own in zip(flat, ops.unstack(places), strict=True)
+    ]
+    samples = ops.cast(ops.stack(rows), weights.dtype)
+    samples = ops.where(is_real[..., None], samples, 0.0)
+    num_drawn = ops.sum(ops.cast(is_real[0], weights.dtype))
+    k = ops.maximum(num_drawn, 1.0)
+    centers = ops.stop_gradient(ops.sum(samples, axis=1) / k)
+    deviations = ops.where(is_real[..., None], samples - centers[:, None], 0.0)
+    count = ops.sum(weights)
     share = count / ops.maximum(total, 1.0)
     wanted = (count - 1.0) - (count / k - 1.0) * (1.0 - share)
     growth = ops.maximum(wanted, 0.0) / ops.maximum(k - 1.0, 1.0)
-    return sample._replace(count=count, scatter=growth * sample.scatter)
+    # About means that are zero, the scatters of all states are one.
+    scatter = moments.token_moments(deviations, is_real).scatter
+    return moments.merge(
+        count * ops.ones((len(flat),), count.dtype),
+        centers,
+        ops.sum(deviations, axis=1) / k,
+        growth * scatter,
+    )
 
 
-def _draw(weights, size, seed):
+def _draw(number, weights, size, seed):
     """Places of `size` tokens, and whether each stands for a real token.
 
     Every token gets a random key, and the lowest ones win. What is left over
     where there are fewer tokens than `size` stands for none.
+
+    Returns:
+        Tensors of shape `(number, size)`, drawn independently of each other.
     """
-    number = ops.shape(weights)[0]
-    if isinstance(number, int):
-        size = min(size, number)
+    tokens = ops.shape(weights)[0]
+    if isinstance(tokens, int):
+        size = min(size, tokens)
     else:  # A tensor: TensorFlow will know when it runs or compiles.
-        size = ops.minimum(size, number)
-    keys = keras.random.uniform(ops.shape(weights), dtype="float32", seed=seed)
+        size = ops.minimum(size, tokens)
+    keys = keras.random.uniform((number, tokens), dtype="float32", seed=seed)
     keys = ops.where(weights > 0, keys, 1.0)
     is_drawn = keys <= _key_of_rank(keys, size)
-    ranks = ops.cumsum(ops.cast(is_drawn, "int32"))
+    ranks = ops.cumsum(ops.cast(is_drawn, "int32"), axis=1)
     # Equal keys may be more than there is room for.
     is_drawn = ops.logical_and(is_drawn, ranks <= size)
-    places = ops.scatter(
-        ops.where(is_drawn, ranks, 0)[:, None],
-        ops.arange(number, dtype="int32"),
-        (size + 1,),
-    )[1:]
-    num_drawn = ops.sum(ops.cast(is_drawn, "int32"))
-    return places, ops.arange(size) < num_drawn
+    # A table for each draw, behind a place for the tokens that were not drawn.
+    slots = ops.where(is_drawn, ranks, 0)
+    slots = slots + (size + 1) * ops.arange(number, dtype="int32")[:, None]
+    places = ops.broadcast_to(
+        ops.arange(tokens, dtype="int32"), ops.shape(keys)
+    )
+    table = ops.scatter(
+        ops.reshape(slots, (-1, 1)),
+        ops.reshape(places, (-1,)),
+        (number * (size + 1),),
+    )
+    places = ops.reshape(table, (number, size + 1))[:, 1:]
+    num_drawn = ops.sum(ops.cast(is_drawn, "int32"), axis=1)
+    return places, ops.arange(size) < num_drawn[:, None]
 
 
 def _key_of_rank(keys, rank):
-    """The `rank`-th lowest of keys in [0, 1), or more if there are not so many.
+    """In each row, the `rank`-th lowest of keys in [0, 1), `(rows, 1)`.
 
-    By bisection: with a sort among its operations, XLA on a CPU compiles the
-    random numbers of all dropout layers to slow code, and a train step takes
-    several times as long.
+    It is more if there are not so many. Found digit by digit: with a sort
+    among its operations, XLA on a CPU compiles the random numbers of all
+    dropout layers to slow code, and a train step takes several times as long.
     """
-    highest = ops.zeros((), "float32")
-    for bit in range(1, _KEY_BITS + 1):
-        higher = highest + 2.0**-bit
-        num_lower = ops.sum(ops.cast(keys < higher, "int32"))
-        highest = ops.where(num_lower < rank, higher, highest)
-    return highest
+    found = ops.zeros((keys.shape[0], 1), "float32")
+    for place in range(1, _DIGITS + 1):
+        unit = 16.0**-place
+        higher = found + unit * ops.arange(1, 16, dtype="float32")
+        is_lower = keys[:, :, None] < higher[:, None, :]
+        num_lower = ops.sum(ops.cast(is_lower, "int32"), axis=1)
+        digit = ops.sum(
+            ops.cast(num_lower < rank, "float32"), axis=1, keepdims=True
+        )
+        found = found + unit * digit
+    return found

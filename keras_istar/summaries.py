@@ -75,7 +75,7 @@ class RunningSample:
 
     Every token draws a number, and the `size` tokens with the largest numbers
     stay. So every set of `size` tokens is equally likely, however the stream is
-    cut into batches. Replicas draw the same numbers, each for its own tokens.
+    cut into batches and spread over replicas.
 
     Args:
         variables: What makes the variables.

@@ -162,9 +162,20 @@ def test_sampling_touches_no_more_than_the_sample_with_products():
     drawn = [
         op
         for op in forward + backward
-        if op.type in PRODUCTS and any(4 in t.shape for t in op.inputs)
+        if op.type in PRODUCTS and any(8 in t.shape for t in op.inputs)
     ]
-    assert len(drawn) >= 4
+    assert len(drawn) == 2
+
+
+@on_tensorflow
+def test_draws_for_many_states_are_hardly_more_operations():
+    sizes = [
+        sum(map(len, _traced(number, True, max_tokens=8 * number)))
+        for number in (2, 4, 12)
+    ]
+    per_state = (sizes[2] - sizes[1]) / 8
+    assert (sizes[1] - sizes[0]) / 2 == pytest.approx(per_state, abs=3)
+    assert per_state < 60
 
 
 @on_tensorflow

@@ -5,6 +5,7 @@ import numpy as np
 import oracle
 import pytest
 from keras import ops
+from workers.launch import run_worker
 
 import keras_istar
 
@@ -245,8 +246,9 @@ def test_shapes_are_static(rng):
     outputs = [t for op in graph.get_operations() for t in op.outputs]
     unknown = [t.name for t in outputs if not t.shape.is_fully_defined()]
     assert not unknown
-    widest = max(t.shape[0] for t in outputs if t.shape.rank == 2)
-    assert widest <= 40  # No more rows than a state has tokens.
+    matrices = [t for t in outputs if t.shape.rank == 2 and t.shape[1] == 3]
+    # No more rows than a state has tokens.
+    assert max(t.shape[0] for t in matrices) == 40
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -260,3 +262,25 @@ def test_a_huge_max_tokens_draws_what_there_is(rng, jit_compile):
     logs = model.fit(x, x[..., :1], batch_size=12, verbose=0).history
     expected = oracle.score(oracle.covariance(x.reshape(-1, 4)))
     assert logs["isoscore"] == pytest.approx([expected], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def drawn_on_replicas(tmp_path_factory):
+    pytest.importorskip("tensorflow")
+    folder = tmp_path_factory.mktemp("sampled")
+    return run_worker(folder, "sampled", 40, 4000)
+
+
+def test_covariance_of_replicas_is_unbiased(drawn_on_replicas):
+    drawn = drawn_on_replicas["covariances"].astype("float64")
+    expected = oracle.covariance(drawn_on_replicas["tokens"].reshape(-1, 3))
+    error = drawn.std(axis=0) / np.sqrt(len(drawn))
+    # Errors of the replicas' means, taken for spread, would add 10 %.
+    assert np.max(error) < 0.02 * np.max(expected)
+    assert np.all(np.abs(drawn.mean(axis=0) - expected) < 4.5 * error)
+
+
+def test_every_replica_draws_for_itself(drawn_on_replicas):
+    first, second = np.moveaxis(drawn_on_replicas["drawn"], 1, 0)
+    assert np.all(first.sum(axis=-1) == 5)
+    assert np.mean(np.all(first == second, axis=-1)) < 0.01
