@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import study_settings
 from matplotlib.figure import Figure
 from study_grid import Run
-from study_summary import setting
 
 Record = dict[str, Any]
 
@@ -33,10 +33,7 @@ def draw(records: list[Record]) -> dict[str, Figure]:
 
 
 def _panels(records, draw_panel: Callable) -> Figure:
-    by_setting = {}
-    for record in records:
-        name = setting(Run.from_dict(record["run"]))
-        by_setting.setdefault(name, []).append(record)
+    by_setting = _by_setting(records)
     styles = _styles(records)
     is_long = len(styles) > 7  # A legend of many lines stands at the side.
     width = 3.6 * len(by_setting) + 2.6 * is_long
@@ -59,6 +56,15 @@ def _panels(records, draw_panel: Callable) -> Figure:
         frameon=False,
     )
     return figure
+
+
+def _by_setting(records):
+    runs = [Run.from_dict(record["run"]) for record in records]
+    names, groups = study_settings.names(runs), {}
+    for run, record in zip(runs, records, strict=True):
+        name = names[study_settings.setting(run)]
+        groups.setdefault(name, []).append(record)
+    return groups
 
 
 def _styles(records):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import study_settings
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from study_grid import Run
@@ -19,28 +20,24 @@ _BASELINES = ("none", "istar:0")  # Both train without a penalty.
 def run_table(records: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """One row for each run that has not failed, in the order of the records.
 
-    Columns are `setting` (task and number of examples), `method`, `strength`
+    Columns are `setting` (see `study_settings.names`), `method`, `strength`
     (NaN if it is not I-STAR with its defaults), `seed`, `score`, `isoscore`
     and `isoscore_star` (of all layers, on test texts, after training).
     """
+    finished = [r for r in records.values() if r["status"] == "ok"]
+    runs = [Run.from_dict(record["run"]) for record in finished]
+    names = study_settings.names(runs)
     rows = [
-        _row(record) for record in records.values() if record["status"] == "ok"
+        {"setting": names[study_settings.setting(run)], **_row(run, record)}
+        for run, record in zip(runs, finished, strict=True)
     ]
     return pd.DataFrame(rows)
 
 
-def setting(run: Run) -> str:
-    """Task and number of training examples: what must agree to compare."""
-    limit = "all" if run.recipe.limit is None else f"{run.recipe.limit:,}"
-    return f"{run.task}, {limit} examples"
-
-
-def _row(record):
-    run = Run.from_dict(record["run"])
+def _row(run, record):
     after = record["isotropy"]["after"]["union"]
     is_plain = str(run.method) == f"istar:{run.method.strength or 0.0:g}"
     return {
-        "setting": setting(run),
         "method": str(run.method),
         "strength": run.method.strength if is_plain else np.nan,
         "seed": run.seed,

@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import study
+import study_figures
 import study_grid
 import study_options
 import study_report
+import study_settings
 import study_summary
 from command_line import UserError
 from scipy import stats
@@ -131,20 +133,46 @@ def test_baseline(methods, expected):
     assert study_summary.baseline(group) == expected
 
 
-def test_recipes_are_not_mixed():
+@pytest.mark.parametrize(
+    "field", [field.name for field in dataclasses.fields(study_grid.Recipe)]
+)
+def test_recipes_are_not_mixed(field):
     records = make_records(seeds=2)
     for record in list(records.values()):
-        run = study_grid.Run.from_dict(record["run"])
-        other = dataclasses.replace(
-            run, recipe=dataclasses.replace(run.recipe, limit=None)
-        )
-        records[other.id] = {**record, "run": other.as_dict()}
+        other = _with_recipe(record, field)
+        records[study_grid.Run.from_dict(other["run"]).id] = other
     _, table = make_tables(records)
-    assert list(table["setting"].unique()) == [
-        "rte, 512 examples",
-        "rte, all examples",
-    ]
+    assert table["setting"].nunique() == 2
     assert set(table["seeds"]) == {2}
+    assert set(study_figures._by_setting(records.values())) == set(
+        table["setting"]
+    )
+
+
+def _with_recipe(record, field):
+    """The same record, with another value in one field of its recipe."""
+    run = study_grid.Run.from_dict(record["run"])
+    value = getattr(run.recipe, field)
+    other = "other" if isinstance(value, str) else (value or 6) + 1
+    recipe = dataclasses.replace(run.recipe, **{field: other})
+    return {**record, "run": dataclasses.replace(run, recipe=recipe).as_dict()}
+
+
+def test_settings_name_what_differs_within_a_task():
+    command = ["--output", "x", "--tasks", "rte", "sst2", "--seeds", "1"]
+    runs = [
+        run
+        for options in ([], ["--limit", "0", "--epochs", "4"])
+        for run in study_grid.grid(
+            study_options.make_parser("").parse_args([*command, *options])
+        )
+    ]
+    sst2 = [run for run in runs if run.task == "sst2"]
+    assert list(study_settings.names([*runs[:1], *sst2]).values()) == [
+        "rte, 512 examples",
+        "sst2, 512 examples, epochs=3",
+        "sst2, all examples, epochs=4",
+    ]
 
 
 def test_files(tmp_path):
