@@ -7,19 +7,17 @@ have left in the folder, and writes its result there as `result.npz`.
 
 import functools
 import hashlib
-import json
 import os
-import shutil
 import sys
 import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
 import downloads
-import h5py
 import keras
 import numpy as np
 import tensorflow as tf
+from backup import AtomicBackup
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
@@ -74,8 +72,6 @@ def make_model(width=4):
 def train(folder, say):
     model, layer = make_model()
     x = np.random.default_rng(0).normal(size=(EXAMPLES, 3, 5))
-    backup = folder / "backup"
-    mend(backup)
     StatesPass.run = saying(say, "pass", StatesPass.run)
     model.save_weights = saying(say, "backup", model.save_weights)
     model.fit(
@@ -89,9 +85,7 @@ def train(folder, say):
             keras_istar.IStarCallback(
                 x, update_freq=3, verbose=0, log_dir=folder / "logs"
             ),
-            keras.callbacks.BackupAndRestore(
-                backup, double_checkpoint=True, delete_checkpoint=False
-            ),
+            AtomicBackup(folder / "backup", delete_checkpoint=False),
             keras.callbacks.LambdaCallback(
                 on_train_batch_begin=lambda batch, logs: say("step")
             ),
@@ -104,34 +98,6 @@ def train(folder, say):
     assert sorted(scores) == list(range(EPOCHS)), scores
     scores = [scores[step] for step in range(EPOCHS)]
     write_result(folder, scores=scores, **weights)
-
-
-def mend(backup):
-    """Makes the epoch that is written down that of the weights.
-
-    `BackupAndRestore` writes one after the other, and makes do with damaged
-    weights only if there is an older copy.
-    """
-    weights = backup / "latest.weights.h5"
-    older = weights.with_name(f"{weights.name}.bkp")
-    epochs = epochs_of(weights)
-    if epochs is None and epochs_of(older) is not None:
-        shutil.copy(older, weights)
-        epochs = epochs_of(weights)
-    if epochs is None:
-        shutil.rmtree(backup, ignore_errors=True)
-        return
-    state = json.dumps({"epoch": epochs, "batch": 0})
-    (backup / "training_metadata.json").write_text(state)
-
-
-def epochs_of(weights):
-    """After how many epochs a file was written, None if it is damaged."""
-    try:
-        with h5py.File(weights) as file:
-            return int(file["optimizer/vars/0"][()]) // STEPS
-    except OSError:
-        return None
 
 
 def logged(folder):
@@ -152,9 +118,13 @@ def save(folder, say):
     layer.set_shrinkage_covariance(np.diag(np.arange(256.0)))
     x = np.random.default_rng(0).normal(size=(EXAMPLES, 3, 5))
     report = keras_istar.measure(model, x, "encoder", verbose=0)
-    expected = [w.numpy() for w in model.trainable_weights]
+    weights = values(model.trainable_weights)
+    expected = {
+        "model.keras": weights,
+        "model.weights.h5": weights + values(layer.estimates()),
+    }
     files = {
-        "model.keras": (model.save, keras.models.load_model),
+        "model.keras": (model.save, load_model),
         "model.weights.h5": (model.save_weights, load_weights),
         "report.json": (report.save, keras_istar.IsotropyReport.load),
     }
@@ -169,7 +139,7 @@ def save(folder, say):
         if name == "report.json":
             assert str(loaded) == str(report)
             return True
-        for a, b in zip(loaded.trainable_weights, expected, strict=True):
+        for a, b in zip(loaded, expected[name], strict=True):
             np.testing.assert_array_equal(a, b)
         return True
 
@@ -184,12 +154,23 @@ def save(folder, say):
     write_result(folder, text=str(report))
 
 
+def load_model(path):
+    """The weights of the plain model that the file holds."""
+    return values(keras.models.load_model(path).trainable_weights)
+
+
 def load_weights(path):
-    model, _ = make_model(width=256)
-    for weight in model.trainable_weights:
-        weight.assign(weight + 1.0)
+    """The weights and Σ_S of an attached model that reads the file."""
+    model, layer = make_model(width=256)
+    variables = [*model.trainable_weights, *layer.estimates()]
+    for variable in variables:
+        variable.assign(variable + 1.0)
     model.load_weights(path)
-    return model
+    return values(variables)
+
+
+def values(variables):
+    return [variable.numpy() for variable in variables]
 
 
 def download(folder, say):
