@@ -38,8 +38,14 @@ class IStarCallback(keras.callbacks.Callback):
     CSVLogger(...)]`. `History` always does.
 
     An estimate that is not finite is reported by a warning and not used; the
-    last good Σ_S stays. With `BackupAndRestore` a restarted run goes on with
-    the Σ_S it had.
+    last good Σ_S stays. Put `TerminateOnNaN(raise_error=True)` before the
+    callbacks that save: by default, Keras ends the epoch and saves weights that
+    are NaN over good ones.
+
+    With `BackupAndRestore` a restarted run goes on with the Σ_S it had. Keras
+    writes that backup in place: a run that is killed meanwhile may not start
+    again, or may repeat an epoch on newer weights. `AtomicBackup`, of
+    `examples/backup.py` in the repository, takes its place.
 
     With `log_dir`, TensorBoard shows after every epoch, under "isotropy":
 
