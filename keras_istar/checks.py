@@ -1,4 +1,4 @@
-"""Argument checks: the rule, then what was received."""
+"""Checks of numbers, choices and paths: the rule, then what was received."""
 
 import contextlib
 import math
@@ -8,9 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 from typing import NoReturn
 
-import keras
 import numpy as np
-from keras import ops
 
 _LARGEST_REAL = float(np.finfo("float32").max)
 _LARGEST_INT = 2**31 - 1
@@ -124,93 +122,6 @@ def keras_arguments(kwargs: dict[str, Any]) -> Iterator[None]:
             "`**kwargs` must be arguments of `keras.layers.Layer`, such as "
             f"`name` and `dtype`. Received: {kwargs!r:.200}"
         ) from e
-
-
-def check_points(points: Any, mask: Any) -> tuple[Any, Any]:
-    """`points` `(..., dim)` as a float tensor, `mask` `(...)` as a tensor."""
-    points = _float_tensor("points", points)
-    if len(points.shape) < 2:
-        raise ValueError(
-            "`points` must have at least two dimensions, `(..., dim)`. "
-            f"Received: points.shape={tuple(points.shape)}"
-        )
-    check_width("points", points.shape)
-    if mask is not None:
-        mask = check_tensor("mask", mask)
-        check_mask_shape(mask.shape, points.shape, "points")
-    return points, mask
-
-
-def check_covariance(name: str, value: Any, dim: int | None = None) -> Any:
-    """`value` as a float tensor `(dim, dim)`."""
-    value = _float_tensor(name, value)
-    shape = tuple(value.shape)
-    if len(shape) != 2 or shape[0] != shape[1]:
-        raise ValueError(
-            f"`{name}` must be a square matrix `(dim, dim)`. "
-            f"Received: {name}.shape={shape}"
-        )
-    check_width(name, shape)
-    if dim is not None and shape[0] != dim:
-        raise ValueError(
-            f"`{name}` must have shape {(dim, dim)} to fit dim={dim}. "
-            f"Received: {name}.shape={shape}"
-        )
-    return value
-
-
-def check_width(name: str, shape: tuple) -> None:
-    """Raises unless the last axis of `shape` is known and at least 2."""
-    if shape[-1] is None or shape[-1] < 2:
-        raise ValueError(
-            f"`{name}` must have a last axis of known size, at least 2. "
-            f"Received: {name}.shape={tuple(shape)}"
-        )
-
-
-def check_mask_shape(mask_shape: tuple, shape: tuple, name: str) -> None:
-    """Raises unless `mask_shape` can be `shape` without its last axis."""
-    mask_shape, expected = tuple(mask_shape), tuple(shape)[:-1]
-    fits = len(mask_shape) == len(expected) and all(
-        m is None or e is None or m == e
-        for m, e in zip(mask_shape, expected, strict=True)
-    )
-    if not fits:
-        raise ValueError(
-            f"`mask` must have the shape of `{name}` without its last axis, "
-            f"{expected}. Received: mask.shape={mask_shape}"
-        )
-
-
-def _float_tensor(name, value):
-    value = check_tensor(name, value)
-    if "float" not in keras.backend.standardize_dtype(value.dtype):
-        value = ops.cast(value, "float32")
-    return value
-
-
-def check_tensor(name: str, value: Any) -> Any:
-    """`value` as a tensor of real numbers."""
-    try:
-        tensor = ops.convert_to_tensor(value)
-        dtype = keras.backend.standardize_dtype(tensor.dtype)
-        if dtype == "string" or "complex" in dtype:
-            raise TypeError(f"{dtype} is no real number.")
-        return tensor
-    except Exception as e:
-        raise ValueError(
-            f"`{name}` must be a tensor or array of numbers. "
-            f"Received: {name}={value!r:.200}"
-        ) from e
-
-
-def check_float_dtypes(name: str, dtypes: Any) -> None:
-    """Raises unless all dtypes are one and the same float type."""
-    names = [keras.backend.standardize_dtype(dtype) for dtype in dtypes]
-    if "float" not in names[0] or len(set(names)) > 1:
-        raise ValueError(
-            f"`{name}` must be of one float dtype. Received: dtypes={names}"
-        )
 
 
 def _refuse(name: str, rule: str, value: Any) -> NoReturn:

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_istar import checks
 from keras_istar import moments
+from keras_istar import tensor_checks
 from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import sum_over_replicas
 from keras_istar.moments import Tensor
@@ -85,7 +86,7 @@ class IsotropicBatchNormalization(keras.layers.Layer):
                 "`embeddings` must have two dimensions, `(batch, dim)`. "
                 f"Received: embeddings.shape={sizes}"
             )
-        checks.check_width("embeddings", sizes)
+        tensor_checks.check_width("embeddings", sizes)
         self.dim = dim = sizes[-1]
         self.moving_deviation = add_shared_weight(
             self, "moving_deviation", (dim,)
@@ -96,7 +97,7 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         self.has_statistics = add_shared_weight(self, "has_statistics")
 
     def call(self, embeddings: Tensor, training: bool | None = None) -> Tensor:
-        checks.check_float_dtypes("embeddings", [embeddings.dtype])
+        tensor_checks.check_float_dtypes("embeddings", [embeddings.dtype])
         if embeddings.shape[-1] != self.dim:
             raise ValueError(
                 f"`embeddings` must keep their width, {self.dim}. "

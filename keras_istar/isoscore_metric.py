@@ -6,9 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_istar import checks
 from keras_istar import functional_graph
 from keras_istar import moments
+from keras_istar import tensor_checks
 from keras_istar.accumulators import RunningMoments
 from keras_istar.isotropy import isoscore_from_covariance
 from keras_istar.moments import Tensor
@@ -71,7 +71,7 @@ class IsoScore(keras.metrics.Metric):
             raise ValueError(f"`name` must be text. Received: name={name!r}")
         try:
             super().__init__(name=name, dtype=dtype)
-            checks.check_float_dtypes("dtype", [self.dtype])
+            tensor_checks.check_float_dtypes("dtype", [self.dtype])
         except (TypeError, ValueError) as e:
             raise ValueError(
                 "`dtype` must be `None` or the name of a float type. "
@@ -86,13 +86,13 @@ class IsoScore(keras.metrics.Metric):
         sample_weight: Tensor | None = None,
     ) -> None:
         keras_mask = functional_graph.keras_mask(y_pred)
-        points = checks.check_tensor("y_pred", y_pred)
+        points = tensor_checks.check_tensor("y_pred", y_pred)
         if len(points.shape) < 2:
             raise ValueError(
                 "`y_pred` must have at least two dimensions, `(..., dim)`. "
                 f"Received: y_pred.shape={tuple(points.shape)}"
             )
-        checks.check_width("y_pred", points.shape)
+        tensor_checks.check_width("y_pred", points.shape)
         self._build(points.shape[-1])
         masks = [
             _fit(weights, points)
@@ -129,7 +129,9 @@ class IsoScore(keras.metrics.Metric):
 
 def _fit(weights, points):
     """Where weights of examples or tokens count, as a mask of `points`."""
-    weights = ops.not_equal(checks.check_tensor("sample_weight", weights), 0)
+    weights = ops.not_equal(
+        tensor_checks.check_tensor("sample_weight", weights), 0
+    )
     leading, ndim = points.shape[:-1], len(weights.shape)
     fits = ndim <= len(leading) and all(
         w is None or p is None or w == p

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_istar import checks
 from keras_istar import moments
+from keras_istar import tensor_checks
 from keras_istar.distribution import ReplicaSeedGenerator
 from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import sum_over_replicas
@@ -184,24 +185,21 @@ class IStarRegularization(HiddenStateRegularization):
         """Sets Σ_S.
 
         Args:
-            value: Covariance of shape `(dim, dim)`, finite.
+            value: Covariance of shape `(dim, dim)`.
 
         Raises:
             ValueError: If the layer has not been built, or `value` has another
-                shape or holds NaN or infinity. Σ_S then stays as it was.
+                shape, is not finite, not symmetric, or has a variance below 0
+                on its diagonal. Σ_S then stays as it was.
         """
         if not self.built:
             raise ValueError(
                 "`set_shrinkage_covariance` needs a built layer: call the "
                 f"layer or its model once. Received: layer={self.name!r}"
             )
-        value = ops.cast(
-            checks.check_covariance("value", value, self.dim), "float32"
+        value = tensor_checks.check_covariance(
+            "value", value, self.dim, "float32"
         )
-        if not bool(ops.all(ops.isfinite(value))):
-            raise ValueError(
-                "`value` must be finite. Received: NaN or infinity in value"
-            )
         self.shrinkage_covariance.assign(value)
         self.has_shrinkage_covariance.assign(1.0)
 

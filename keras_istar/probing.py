@@ -54,13 +54,18 @@ def probed(
     Raises:
         ValueError: As `attach`.
     """
-    with functional_graph.surgery, strategy_scope(model):
+    with functional_graph.surgery:
         states = find_states(model, layers)
         probe = Probe(states.names, states.tensors[0].shape[-1])
         attribute = f"istar_probe_{id(probe)}"
-        functional_graph.add_observer(
-            states.owner, attribute, probe, states.tensors, mask=states.masks
-        )
+        with strategy_scope(model):
+            functional_graph.add_observer(
+                states.owner,
+                attribute,
+                probe,
+                states.tensors,
+                mask=states.masks,
+            )
         # States cannot leave a model that is recomputed as a whole.
         functional_graph.suspend_recomputation(model)
     try:

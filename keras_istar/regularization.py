@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_istar import checks
+from keras_istar import tensor_checks
 from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import separate_losses
 from keras_istar.metrics import TrainingMean
@@ -103,7 +104,7 @@ class HiddenStateRegularization(keras.layers.Layer):
             )
         shapes = as_list(input_shape, is_leaf=_is_shape)
         for shape in shapes:
-            checks.check_width("hidden_states", shape)
+            tensor_checks.check_width("hidden_states", shape)
         self.dim = shapes[0][-1]
         self._check_widths(shapes)
         if self.state_names is None:
@@ -122,7 +123,9 @@ class HiddenStateRegularization(keras.layers.Layer):
         separate_losses(self)
         states = as_list(hidden_states)
         masks = _match_masks(states, mask)
-        checks.check_float_dtypes("hidden_states", [x.dtype for x in states])
+        tensor_checks.check_float_dtypes(
+            "hidden_states", [x.dtype for x in states]
+        )
         self._check_widths([state.shape for state in states])
         self._measure.is_training = self._penalty.is_training = False
         observer = current_observer()
@@ -219,8 +222,8 @@ def _match_masks(states, mask):
     for state, state_mask in zip(states, masks, strict=True):
         if state_mask is not None:
             if not hasattr(state_mask, "shape"):
-                state_mask = checks.check_tensor("mask", state_mask)
-            checks.check_mask_shape(
+                state_mask = tensor_checks.check_tensor("mask", state_mask)
+            tensor_checks.check_mask_shape(
                 state_mask.shape, state.shape, "hidden_states"
             )
     return masks

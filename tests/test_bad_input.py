@@ -140,6 +140,27 @@ def no_shrinkage_covariances(argument):
     ]
 
 
+def no_values_of_covariances(argument):
+    finite = f"`{argument}` must be finite. "
+    lopsided, negative = np.eye(5), np.diag([2.0, 1.0, 1.0, -0.5, 1.0])
+    lopsided[0, 1] = 0.5
+    return [
+        (value, f"{finite}Received: NaN or infinity in {argument}")
+        for value in (np.full((5, 5), NAN), np.diag([1, 1, INF, 1, 1]))
+    ] + [
+        (
+            lopsided,
+            f"`{argument}` must be symmetric. Received: {argument}[0, 1]=0.5, "
+            f"{argument}[1, 0]=0.0",
+        ),
+        (
+            negative,
+            f"`{argument}` must have no variance below 0 on its diagonal. "
+            f"Received: {argument}[3, 3]=-0.5",
+        ),
+    ]
+
+
 def no_masks(name):
     fit = f"`mask` must have the shape of `{name}` without its last axis, "
     return [
@@ -216,14 +237,15 @@ FUNCTIONS = [
     *rows(
         isoscore_star,
         "shrinkage_covariance",
-        no_shrinkage_covariances("shrinkage_covariance"),
+        no_shrinkage_covariances("shrinkage_covariance")
+        + no_values_of_covariances("shrinkage_covariance"),
     ),
     *rows(isoscore_star, "shrinkage", no_fractions("shrinkage")),
     *rows(isoscore_star, "mask", no_tensors("mask")[1:] + no_masks("points")),
     *rows(
         keras_istar.isoscore_from_covariance,
         "covariance",
-        no_covariances("covariance"),
+        no_covariances("covariance") + no_values_of_covariances("covariance"),
     ),
 ]
 
@@ -271,16 +293,16 @@ LAYERS = [
         keras_istar.IsotropicBatchNormalization,
         [row for row in no_keras_arguments() if "autocast" not in row[0]],
     ),
-    *rows(set_covariance, "value", no_shrinkage_covariances("value")),
     *rows(
         set_covariance,
         "value",
-        [
+        no_shrinkage_covariances("value")
+        + no_values_of_covariances("value")
+        + [
             (
-                np.full((5, 5), factor),
+                np.eye(5) * 1e300,  # More than float32 can hold.
                 "`value` must be finite. Received: NaN or infinity in value",
             )
-            for factor in (NAN, INF, 1e300)
         ],
     ),
 ]

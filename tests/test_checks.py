@@ -51,35 +51,3 @@ def test_positive_integers():
         assert str(error.value) == (
             f"`n` must be a positive integer. Received: n={value!r}"
         )
-
-
-@pytest.mark.parametrize("points", ["text", [[1, 2], [3]], [object()]])
-def test_points_that_are_no_numbers(points):
-    with pytest.raises(ValueError) as error:
-        checks.check_points(points, None)
-    assert str(error.value).startswith(
-        "`points` must be a tensor or array of numbers. Received: points="
-    )
-
-
-@pytest.mark.parametrize(
-    "mask_shape, shape, fits",
-    [
-        ((2, 3), (2, 3, 4), True),
-        ((None, 3), (2, 3, 4), True),
-        ((2, 3), (None, None, 4), True),
-        ((2,), (2, 3, 4), False),
-        ((3, 2), (2, 3, 4), False),
-        ((2, 3, 4), (2, 3, 4), False),
-    ],
-)
-def test_mask_shapes(mask_shape, shape, fits):
-    if fits:
-        checks.check_mask_shape(mask_shape, shape, "points")
-        return
-    with pytest.raises(ValueError) as error:
-        checks.check_mask_shape(mask_shape, shape, "points")
-    assert str(error.value) == (
-        "`mask` must have the shape of `points` without its last axis, "
-        f"{shape[:-1]}. Received: mask.shape={mask_shape}"
-    )
