@@ -10,6 +10,10 @@ from keras_istar import moments
 from keras_istar import tensor_checks
 from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import sum_over_replicas
+from keras_istar.isotropy import isoscore_from_covariance
+from keras_istar.metrics import TrainingMean
+from keras_istar.metrics import layers_update_metrics
+from keras_istar.metrics import log_name
 from keras_istar.moments import Tensor
 
 
@@ -29,7 +33,10 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         √( Σ_i Σ_ii / (Σ_i Σ_ii θ_i² + ε) ) · θ.
 
     No gradient flows through the statistics. The moving averages start from
-    the first batch; before there was one, the layer is an identity.
+    the first batch; before there was one, the layer is an identity. The
+    IsoScore of the scaled embeddings, of θ_i Σ_ij θ_j, is logged in training as
+    `isobn_isoscore`; on the JAX backend only of layers that
+    `attach_regularizer` has attached.
 
     Args:
         momentum: Share of the old value in the moving averages, in (0, 1); one
@@ -78,6 +85,8 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         self.beta = checks.check_fraction("beta", beta)
         self.epsilon = checks.check_positive("epsilon", epsilon)
         self.supports_masking = True
+        self._step: Tensor | None = None
+        self._isoscore = TrainingMean(log_name(self, "isobn_isoscore"))
 
     def build(self, input_shape: Any) -> None:
         sizes = tuple(input_shape or ())
@@ -103,16 +112,37 @@ class IsotropicBatchNormalization(keras.layers.Layer):
                 f"`embeddings` must keep their width, {self.dim}. "
                 f"Received: embeddings.shape={tuple(embeddings.shape)}"
             )
+        self._isoscore.is_training = False
         if training:
             self._update(embeddings)
+            self._step = self._scaled_isoscore()
+            if layers_update_metrics():
+                self.log_step()
+        return embeddings * ops.cast(self.scale(), embeddings.dtype)
+
+    def scale(self) -> Tensor:
+        """θ, rescaled, of shape `(dim,)`; all ones before any training."""
         deviation = ops.convert_to_tensor(self.moving_deviation)
         covariance = ops.convert_to_tensor(self.moving_covariance)
-        scale = ops.where(
+        return ops.where(
             ops.convert_to_tensor(self.has_statistics) > 0,
             isotropic_scale(deviation, covariance, self.beta, self.epsilon),
             1.0,
         )
-        return embeddings * ops.cast(scale, embeddings.dtype)
+
+    def _scaled_isoscore(self):
+        scale = self.scale()
+        covariance = ops.convert_to_tensor(self.moving_covariance)
+        return isoscore_from_covariance(
+            covariance * scale[:, None] * scale[None, :]
+        )
+
+    def log_step(self) -> None:
+        """Logs the training step that has just been traced, if it was one."""
+        if self._step is not None:
+            self._isoscore.update_state(self._step)
+            self._isoscore.is_training = True
+            self._step = None  # Nothing may outlive the trace.
 
     def _update(self, embeddings):
         tokens = sum_over_replicas(

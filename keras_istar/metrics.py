@@ -17,6 +17,17 @@ def layers_update_metrics() -> bool:
     return keras.backend.backend() != "jax"
 
 
+def log_name(layer: keras.layers.Layer, quantity: str) -> str:
+    """Key in logs: with the name of the layer, if it was given one.
+
+    Args:
+        layer: Layer whose class has a `default_name`, as Keras makes it.
+        quantity: What is logged.
+    """
+    is_default = layer.name.startswith(layer.default_name)
+    return quantity if is_default else f"{layer.name}_{quantity}"
+
+
 def after_compute_loss(model: keras.Model, hook: Callable[[], None]) -> None:
     """Makes `model` call `hook` whenever it has computed its loss."""
     compute_loss = model.compute_loss

@@ -12,6 +12,7 @@ from keras_istar.distribution import add_shared_weight
 from keras_istar.distribution import separate_losses
 from keras_istar.metrics import TrainingMean
 from keras_istar.metrics import layers_update_metrics
+from keras_istar.metrics import log_name
 from keras_istar.moments import Tensor
 from keras_istar.observation import current_observer
 
@@ -161,8 +162,7 @@ class HiddenStateRegularization(keras.layers.Layer):
 
     def log_name(self, quantity: str) -> str:
         """Key in logs: with the name of the layer, if it was given one."""
-        is_default = self.name.startswith(self.default_name)
-        return quantity if is_default else f"{self.name}_{quantity}"
+        return log_name(self, quantity)
 
     def number(self, name: str) -> keras.Variable:
         """The variable behind a `TunableNumber`."""

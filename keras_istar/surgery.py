@@ -134,6 +134,8 @@ def attach_regularizer(
             _observe(model, regularizer, layers)
         else:
             _insert(model, regularizer, layers)
+        if not layers_update_metrics():
+            after_compute_loss(model, regularizer.log_step)
         functional_graph.forget_traces(model)
 
 
@@ -156,8 +158,6 @@ def _observe(model, regularizer, layers):
             states.owner, name, regularizer, states.tensors, mask=states.masks
         )
     functional_graph.suspend_recomputation(model)
-    if not layers_update_metrics():
-        after_compute_loss(model, regularizer.log_step)
 
 
 def _insert(model, normalization, layers):

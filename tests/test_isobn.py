@@ -140,6 +140,43 @@ def test_attached_to_the_sentence_embedding(tiny_classifier, sentences):
     assert np.abs(model.predict(texts, verbose=0) - scaled).max() > 1e-6
 
 
+def _oracle_isoscore(covariance):
+    values = np.linalg.eigvalsh(covariance)
+    ratio = values.sum() ** 2 / np.sum(values**2)
+    return (ratio - 1) / (len(values) - 1)
+
+
+@pytest.mark.parametrize("name", [None, "pooled"])
+def test_isotropy_of_the_scaled_embeddings_is_logged(batches, name):
+    inputs = keras.Input((5,))
+    features = keras.layers.Dense(5, kernel_initializer="identity")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1)(features))
+    normalization = keras_istar.IsotropicBatchNormalization(0.9, name=name)
+    keras_istar.attach_regularizer(model, normalization)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x = np.concatenate(batches[:2])
+    labels = np.zeros((len(x), 1))
+    history = model.fit(
+        x,
+        labels,
+        batch_size=40,
+        shuffle=False,
+        verbose=0,
+        validation_data=(x, labels),
+    ).history
+    first, second = map(_statistics, batches[:2])
+    averages = [0.9 * a + 0.1 * b for a, b in zip(first, second, strict=True)]
+    expected = []
+    for deviation, covariance in (first, averages):
+        scale = _scale(deviation, covariance, 0.5, 1e-3)
+        expected.append(_oracle_isoscore(covariance * np.outer(scale, scale)))
+    prefix = "" if name is None else "pooled_"
+    assert set(history) == {"loss", "val_loss", f"{prefix}isobn_isoscore"}
+    np.testing.assert_allclose(
+        history[f"{prefix}isobn_isoscore"], [np.mean(expected)], rtol=1e-4
+    )
+
+
 def test_before_others_and_once(tiny_classifier):
     model = tiny_classifier()
     keras_istar.attach_regularizer(
