@@ -9,6 +9,7 @@ from keras_istar import checks
 from keras_istar import moments
 from keras_istar import tensor_checks
 from keras_istar.distribution import add_shared_weight
+from keras_istar.distribution import separate_losses
 from keras_istar.distribution import sum_over_replicas
 from keras_istar.isotropy import isoscore_from_covariance
 from keras_istar.metrics import TrainingMean
@@ -114,6 +115,8 @@ class IsotropicBatchNormalization(keras.layers.Layer):
             )
         self._isoscore.is_training = False
         if training:
+            # `_update` waits for the other replicas.
+            separate_losses(self)
             self._update(embeddings)
             self._step = self._scaled_isoscore()
             if layers_update_metrics():

@@ -14,12 +14,13 @@ pytestmark = pytest.mark.skipif(
 SMALL = ["even", "callback"]
 UNEVEN = ["empty_replica", "empty_replica_sum"]
 LISTS = ["two_towers", "synchronized_batch_norm", "batch_norm", "other_losses"]
+BASELINES = ["cosine", "isobn", "isobn_other_losses"]
 REST = ["plain_uneven", "sync", "no_sync"]
 CASES = {
-    0: [*SMALL, *UNEVEN, *LISTS, *REST],
+    0: [*SMALL, *UNEVEN, *LISTS, *BASELINES, *REST],
     1: SMALL,
     2: [*SMALL, *UNEVEN],
-    4: [*SMALL, *UNEVEN, *LISTS, *REST],
+    4: [*SMALL, *UNEVEN, *LISTS, *BASELINES, *REST],
 }
 EXACT = [
     (case, replicas)
@@ -27,7 +28,7 @@ EXACT = [
     for case in CASES[replicas]
     if case not in ("batch_norm", "plain_uneven", "no_sync")
 ]
-LOGS = ("loss", "isoscore", "istar_penalty", "accuracy", "mse")
+LOGS = ("loss", "isoscore", "cosine", "penalty", "accuracy", "mse")
 
 
 @pytest.fixture(scope="module")

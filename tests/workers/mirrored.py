@@ -149,6 +149,16 @@ class Experiments:
     def plain_other_losses(self):
         return self._dense(activity_regularizers)
 
+    def cosine(self):
+        return self._dense(cosine_tower)
+
+    def isobn(self):
+        return self._dense(isobn_tower)
+
+    def isobn_other_losses(self):
+        penalty = keras.regularizers.L2(1)
+        return self._dense(isobn_tower, penalty=penalty)
+
     def no_sync(self):
         return self._dense(one_tower, sync=False)
 
@@ -198,6 +208,28 @@ def one_tower(sync):
     model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
     options = {} if sync else {"sync": False}
     keras_istar.attach(model, layers="hidden", strength=-2.0, **options)
+    return model
+
+
+def cosine_tower():
+    inputs = keras.Input((6, 8))
+    hidden = keras.layers.Dense(12, "tanh", name="hidden")(inputs)
+    outputs = keras.layers.GlobalAveragePooling1D()(hidden)
+    model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
+    cosine = keras_istar.CosineRegularization(2.0)
+    keras_istar.attach_regularizer(model, cosine, layers="hidden")
+    return model
+
+
+def isobn_tower(penalty=None):
+    inputs = keras.Input((6, 8))
+    hidden = keras.layers.Dense(12, "tanh", activity_regularizer=penalty)
+    outputs = keras.layers.GlobalAveragePooling1D()(hidden(inputs))
+    outputs = keras.layers.Dense(1, activity_regularizer=penalty)(outputs)
+    model = keras.Model(inputs, outputs)
+    keras_istar.attach_regularizer(
+        model, keras_istar.IsotropicBatchNormalization(momentum=0.8)
+    )
     return model
 
 
