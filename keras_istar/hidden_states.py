@@ -59,23 +59,6 @@ def find_states(
     )
 
 
-def find_pooled(model: keras.Model) -> Tensor:
-    """The sentence embedding of a model: its first `(batch, dim)` tensor.
-
-    Raises:
-        ValueError: If `model` is not Functional or has no such tensor.
-    """
-    check_functional(model)
-    for tensor in functional_graph.computed_tensors(model):
-        is_float = "float" in keras.backend.standardize_dtype(tensor.dtype)
-        if len(tensor.shape) == 2 and is_float and tensor.shape[-1] != 1:
-            return tensor
-    raise ValueError(
-        "`model` must compute a sentence embedding `(batch, dim)`. "
-        f"Received: model={model.name!r}"
-    )
-
-
 def check_functional(model: keras.Model) -> None:
     """Raises unless `model` is Functional; says what to do if it is not."""
     if not functional_graph.is_functional(model):

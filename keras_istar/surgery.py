@@ -8,7 +8,6 @@ import keras
 from keras_istar import functional_graph
 from keras_istar.distribution import strategy_scope
 from keras_istar.hidden_states import check_functional
-from keras_istar.hidden_states import find_pooled
 from keras_istar.hidden_states import find_states
 from keras_istar.isobn import IsotropicBatchNormalization
 from keras_istar.layer import IStarRegularization
@@ -16,6 +15,7 @@ from keras_istar.metrics import after_compute_loss
 from keras_istar.metrics import layers_update_metrics
 from keras_istar.metrics import restore_compute_loss
 from keras_istar.regularization import HiddenStateRegularization
+from keras_istar.sentence_embedding import find_embedding
 
 
 def attach(
@@ -93,18 +93,24 @@ def attach_regularizer(
     """Attaches any regularizer to a model, in place.
 
     `IsotropicBatchNormalization` changes what the model computes: it scales
-    the sentence embedding, the first tensor of shape `(batch, dim)`. Attach it
-    before others; files written then hold a model without it.
+    the sentence embedding `(batch, dim)`, which is what the last `Dense` layer
+    is given, before dropout. In KerasHub's classifiers that is the pooler's
+    output. Attach it before others; files written then hold a model without it.
+
+    A layer `attach(model, strength=0.0)` beside any of them only logs, so that
+    `IStarCallback` shows the isotropy of a model that they train.
 
     Args:
         model: As for `attach`.
         regularizer: New layer, such as `CosineRegularization(strength=1.0)`. A
             model may have several, of different classes.
         layers: As for `attach`; None for what is usual with the regularizer:
-            the last block for `CosineRegularization`, else all blocks.
+            the last block for `CosineRegularization`, else all blocks. For
+            `IsotropicBatchNormalization` the name of the layer that returns
+            the sentence embedding, or None for the one above.
 
     Raises:
-        ValueError: As `attach`.
+        ValueError: As `attach`; or if the model has no such embedding.
 
     Example:
 
@@ -161,19 +167,14 @@ def _observe(model, regularizer, layers):
 
 
 def _insert(model, normalization, layers):
-    if layers is not None:
-        raise ValueError(
-            "`layers` must be None for `IsotropicBatchNormalization`, which "
-            f"takes the sentence embedding. Received: layers={layers!r}"
-        )
     if functional_graph.inserted_layer(model) or functional_graph.observers(
         model
     ):
         raise _already_attached(model)
-    pooled = find_pooled(model)
+    embedding = find_embedding(model, layers)
     with strategy_scope(model):
         functional_graph.insert_layer(
-            model, normalization.default_name, normalization, pooled
+            model, normalization.default_name, normalization, embedding
         )
 
 

@@ -186,10 +186,6 @@ def test_before_others_and_once(tiny_classifier):
         keras_istar.attach_regularizer(
             model, keras_istar.IsotropicBatchNormalization()
         )
-    with pytest.raises(ValueError, match="`layers` must be None"):
-        keras_istar.attach_regularizer(
-            model, keras_istar.IsotropicBatchNormalization(), layers="all"
-        )
 
 
 def test_equal_embeddings_stay_as_they_are():
@@ -215,6 +211,7 @@ def test_model_without_a_sentence_embedding():
     with pytest.raises(ValueError) as error:
         keras_istar.attach_regularizer(model, layer)
     assert str(error.value) == (
-        "`model` must compute a sentence embedding `(batch, dim)`. "
+        "`model` must have a `Dense` layer that is given a sentence embedding "
+        "`(batch, dim)`, or `layers` must name the layer that returns it. "
         "Received: model='tokens'"
     )
