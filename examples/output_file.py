@@ -1,7 +1,7 @@
 """Output files that appear whole or not at all."""
 
-import os
 import tempfile
+import uuid
 from pathlib import Path
 
 from command_line import UserError
@@ -28,7 +28,7 @@ def write(path: str, content: bytes) -> None:
         UserError: If it fails.
     """
     target = Path(path).resolve()  # A link stays one.
-    temporary = target.with_name(f".part-{os.getpid()}")
+    temporary = target.with_name(f".part-{uuid.uuid4().hex}")
     try:
         temporary.write_bytes(content)
         temporary.replace(target)

@@ -96,6 +96,21 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
+def check_text(name: str, value: Any) -> str:
+    """Returns `value`; raises unless it is a string."""
+    if not isinstance(value, str):
+        _refuse(name, "text", value)
+    return value
+
+
+def check_tuple(name: str, value: Any, item: type, rule: str) -> tuple:
+    """Returns `value`; raises unless it is a tuple of such items."""
+    is_tuple = isinstance(value, tuple)
+    if not is_tuple or not all(isinstance(x, item) for x in value):
+        _refuse(name, rule, value)
+    return value
+
+
 def check_optional_path(name: str, value: Any) -> str | None:
     """Returns `value` as a string; raises unless it is None or a path."""
     if value is None:

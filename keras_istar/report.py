@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from dataclasses import field
 from typing import TYPE_CHECKING
 
+from keras_istar import checks
 from keras_istar import report_file
 from keras_istar.layer_isotropy import LayerIsotropy
+from keras_istar.layer_isotropy import check_rows
 from keras_istar.measures import OUTLIER_RULE
 from keras_istar.version import __version__
 
@@ -45,6 +47,10 @@ class IsotropyReport:
         notes: What the reader has to know besides.
         package_version: Version of keras_istar that measured.
 
+    Raises:
+        ValueError: If an attribute is of another type, or the rows differ in
+            their values or are not of `dim` dimensions.
+
     Example:
 
     >>> inputs = keras.Input((8, 4))
@@ -65,6 +71,14 @@ class IsotropyReport:
     shrinkage_target: str
     notes: tuple[str, ...] = ()
     package_version: str = field(default=__version__)
+
+    def __post_init__(self):
+        for name in ("model", "shrinkage_target", "package_version"):
+            checks.check_text(name, getattr(self, name))
+        checks.check_positive_int("dim", self.dim)
+        check_rows(self.rows, self.dim)
+        checks.check_fraction("shrinkage", self.shrinkage)
+        checks.check_tuple("notes", self.notes, str, "a tuple of texts")
 
     def to_frame(self) -> "pandas.DataFrame":
         """One row a state and one for the union, one column a number.
@@ -149,9 +163,9 @@ class IsotropyReport:
         content = report_file.read(path)
         try:
             rows = tuple(LayerIsotropy(**row) for row in content.pop("rows"))
-            notes = tuple(content.pop("notes"))
-            return cls(rows=rows, notes=notes, **content)
-        except (KeyError, TypeError) as e:
+            version = content.pop("package_version")
+            return cls(rows=rows, package_version=version, **content)
+        except (KeyError, RecursionError, TypeError, ValueError) as e:
             raise report_file.not_a_report(path) from e
 
     def __str__(self):

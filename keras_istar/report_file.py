@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import uuid
 from typing import Any
 
 from keras_istar import checks
@@ -21,7 +22,7 @@ def write(path: str | os.PathLike, content: dict[str, Any]) -> None:
     content = {"format": _FORMAT, "version": _VERSION, **content}
     text = json.dumps(_without_nan(content), allow_nan=False, indent=1)
     path = pathlib.Path(checks.check_path("path", path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -38,12 +39,12 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     path = checks.check_path("path", path)
     try:
         content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except ValueError as e:
+    except (RecursionError, ValueError) as e:
         raise not_a_report(path) from e
     if not isinstance(content, dict) or content.pop("format", "") != _FORMAT:
         raise not_a_report(path)
     version = content.pop("version", None)
-    if not isinstance(version, int) or not content.get("rows"):
+    if type(version) is not int or version < 1 or not content.get("rows"):
         raise not_a_report(path)
     if version > _VERSION:
         raise ValueError(
@@ -51,6 +52,8 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
             f"reads, {_VERSION}. Received: version={version}"
         )
     try:
+        if isinstance(content["notes"], list):
+            content["notes"] = tuple(content["notes"])
         for row in content["rows"]:
             row["values"] = {
                 name: math.nan if value is None else value

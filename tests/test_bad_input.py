@@ -1,5 +1,6 @@
 """What every public name says to every kind of wrong argument."""
 
+import dataclasses
 import json
 
 import keras
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 import keras_istar
+from keras_istar.layer_isotropy import LayerIsotropy
 
 NAN, INF = np.nan, np.inf
 POINTS = np.random.default_rng(0).normal(size=(4, 3, 5)).astype("float32")
@@ -740,6 +742,92 @@ def test_what_is_no_report(report, bad):
     assert str(error.value) == rule("other", "an `IsotropyReport`", bad)
 
 
+ROW = {
+    "layer": "encoder",
+    "points": 4,
+    "values": {"isoscore": 0.5},
+    "spectrum": [1.0] * 5,
+    "means": [0.0] * 5,
+    "variances": [1.0] * 5,
+    "outlier_dimensions": [3],
+}
+NO_NUMBERS = (None, 5, "text", {}, [None], ["1"], [True], [INF], [[1.0]])
+NO_ROWS = [
+    *[("layer", v, rule("layer", "text", v)) for v in (None, 5, ["encoder"])],
+    *[("points", *case) for case in no_positive_ints("points")[:-2]],
+    *[
+        ("values", v, rule("values", "a dict of numbers by name", v))
+        for v in (
+            *(None, 5, ["isoscore"], {"isoscore": None}, {"isoscore": "1"}),
+            *({"isoscore": True}, {"isoscore": [0.5]}, {5: 0.5}),
+            {"isoscore": 10**400},
+        )
+    ],
+    *[
+        (name, v, rule(name, "a list of finite numbers", v))
+        for name in ("spectrum", "means", "variances")
+        for v in NO_NUMBERS
+    ],
+    (
+        "means",
+        [0.0] * 4,
+        "`spectrum`, `means` and `variances` must be of one length. "
+        "Received: lengths=[5, 4, 5]",
+    ),
+    *[
+        (
+            "outlier_dimensions",
+            v,
+            rule("outlier_dimensions", "a list of integers from 0 to 4", v),
+        )
+        for v in (None, 3, "3", [5], [-1], [1.0], [True])
+    ],
+]
+
+
+@pytest.mark.parametrize("name, value, message", NO_ROWS)
+def test_what_is_no_row_of_a_report(name, value, message):
+    with pytest.raises(ValueError) as error:
+        LayerIsotropy(**(ROW | {name: value}))
+    assert str(error.value) == message
+
+
+NARROW = LayerIsotropy("narrow", 4, {}, [1.0, 1.0], [0, 0], [1, 1], [])
+ROWS = "`rows` must be one or more of `dim` numbers, dim=5. Received: rows of "
+NO_REPORTS = [
+    *[
+        (name, v, rule(name, "text", v))
+        for name in ("model", "shrinkage_target", "package_version")
+        for v in (None, 5, b"x")
+    ],
+    *[("dim", *case) for case in no_positive_ints("dim")],
+    *[("shrinkage", *case) for case in no_fractions("shrinkage")],
+    *[
+        ("rows", v, rule("rows", "a tuple of LayerIsotropy", v))
+        for v in (None, 5, "text", [], (ROW,))
+    ],
+    ("rows", (), ROWS + "[] numbers"),
+    ("rows", (LayerIsotropy(**ROW), NARROW), ROWS + "[5, 2] numbers"),
+    (
+        "rows",
+        (LayerIsotropy(**ROW), LayerIsotropy(**(ROW | {"values": {}}))),
+        "`rows` must have the same values. "
+        "Received: rows with values=[['isoscore'], []]",
+    ),
+    *[
+        ("notes", v, rule("notes", "a tuple of texts", v))
+        for v in (None, "text", ["text"], (5,))
+    ],
+]
+
+
+@pytest.mark.parametrize("name, value, message", NO_REPORTS)
+def test_what_makes_no_report(report, name, value, message):
+    with pytest.raises(ValueError) as error:
+        dataclasses.replace(report, **{name: value})
+    assert str(error.value) == message
+
+
 DAMAGE = [
     {},
     {"rows": 5},
@@ -751,6 +839,32 @@ DAMAGE = [
     {"more": 1},
     {"version": "new"},
     {"version": None},
+    {"version": True},
+    {"version": 0},
+    {"model": None},
+    {"dim": 4},
+    {"dim": "5"},
+    {"shrinkage": "0.2"},
+    {"shrinkage": 9.0},
+    {"notes": "text"},
+    {"notes": [5]},
+    {"package_version": None},
+    *[
+        {"rows": [ROW | damage]}
+        for damage in (
+            {"layer": 5},
+            {"points": "4"},
+            {"points": 4.0},
+            {"values": None},
+            {"values": {"isoscore": "1"}},
+            {"spectrum": None},
+            {"spectrum": [None] * 5},
+            {"means": [0.0]},
+            {"variances": INF},
+            {"outlier_dimensions": [5]},
+        )
+    ],
+    {"rows": [ROW, ROW | {"values": {"isoscore_star": 0.5}}]},
 ]
 
 
@@ -769,9 +883,25 @@ def test_files_that_are_no_reports(report, damage, tmp_path):
     )
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"5", b"[]", b"\xff\x00"])
+DEEP = b"[" * 100_000
+OTHERS = [b"", b"text", b"5", b"[]", b"\xff\x00", DEEP, b'{"a":' * 100_000]
+
+
+@pytest.mark.parametrize("content", OTHERS, ids=lambda x: repr(x[:9]))
 def test_other_files_are_no_reports(content, tmp_path):
     path = tmp_path / "report.json"
     path.write_bytes(content)
+    with pytest.raises(ValueError, match="`path` must be a file that"):
+        keras_istar.IsotropyReport.load(path)
+
+
+@pytest.mark.parametrize("depth", range(500, 1000, 25))
+def test_files_too_deep_to_be_shown(report, depth, tmp_path):
+    path = tmp_path / "report.json"
+    report.save(path)
+    deep = "[" * depth + "]" * depth
+    text = path.read_text().replace('"model": "functional"', f'"model": {deep}')
+    path.write_text(text)
+    assert deep in text
     with pytest.raises(ValueError, match="`path` must be a file that"):
         keras_istar.IsotropyReport.load(path)

@@ -406,6 +406,24 @@ class TestOutputFile:
         assert path.read_text() == "kept"
         assert list(tmp_path.iterdir()) == [path]
 
+    def test_two_writers_do_not_share_a_temporary_file(
+        self, tmp_path, monkeypatch
+    ):
+        path = tmp_path / "page.html"
+        write_bytes, temporaries = Path.write_bytes, []
+
+        def write_both(self, content):
+            temporaries.append(self)
+            write_bytes(self, content)
+            if len(temporaries) == 1:  # Another thread comes in between.
+                output_file.write(str(path), b"second")
+
+        monkeypatch.setattr(Path, "write_bytes", write_both)
+        output_file.write(str(path), b"first")
+        assert len(set(temporaries)) == 2
+        assert path.read_bytes() == b"first"
+        assert list(tmp_path.iterdir()) == [path]
+
     def test_a_link_stays_a_link(self, tmp_path):
         (tmp_path / "link").symlink_to(tmp_path / "file")
         output_file.check(str(tmp_path / "link"))

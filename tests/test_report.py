@@ -91,6 +91,26 @@ class TestFile:
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
 
+    def test_two_writers_do_not_share_a_temporary_file(
+        self, make_report, tmp_path, monkeypatch
+    ):
+        reports = [make_report(mean_norm=float(i)) for i in range(2)]
+        paths = []
+        write_text = pathlib.Path.write_text
+
+        def write_both(self, *args, **kwargs):
+            paths.append(self)
+            write_text(self, *args, **kwargs)
+            if len(paths) == 1:  # Another thread comes in between.
+                reports[1].save(tmp_path / "report.json")
+                assert IsotropyReport.load(tmp_path / "report.json") in reports
+
+        monkeypatch.setattr(pathlib.Path, "write_text", write_both)
+        reports[0].save(tmp_path / "report.json")
+        assert len(set(paths)) == 2
+        assert IsotropyReport.load(tmp_path / "report.json") == reports[0]
+        assert list(tmp_path.iterdir()) == [tmp_path / "report.json"]
+
     def test_nothing_is_written_of_what_json_cannot_hold(
         self, make_report, tmp_path
     ):
