@@ -165,7 +165,7 @@ class IsotropyReport:
             rows = tuple(LayerIsotropy(**row) for row in content.pop("rows"))
             version = content.pop("package_version")
             return cls(rows=rows, package_version=version, **content)
-        except (KeyError, RecursionError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError) as e:
             raise report_file.not_a_report(path) from e
 
     def __str__(self):

@@ -895,13 +895,13 @@ def test_other_files_are_no_reports(content, tmp_path):
         keras_istar.IsotropyReport.load(path)
 
 
-@pytest.mark.parametrize("depth", range(500, 1000, 25))
-def test_files_too_deep_to_be_shown(report, depth, tmp_path):
+def test_files_too_deep_to_be_shown(report, tmp_path):
     path = tmp_path / "report.json"
     report.save(path)
-    deep = "[" * depth + "]" * depth
-    text = path.read_text().replace('"model": "functional"', f'"model": {deep}')
-    path.write_text(text)
-    assert deep in text
-    with pytest.raises(ValueError, match="`path` must be a file that"):
-        keras_istar.IsotropyReport.load(path)
+    text = path.read_text()
+    assert '"model": "functional"' in text
+    for depth in range(700, 1000):  # Somewhere there is the limit.
+        deep = "[" * depth + "]" * depth
+        path.write_text(text.replace('"functional"', deep, 1))
+        with pytest.raises(ValueError, match="`path` must be a file that"):
+            keras_istar.IsotropyReport.load(path)
