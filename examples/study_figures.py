@@ -7,16 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import study_settings
+import study_styles
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from study_grid import Run
 
 Record = dict[str, Any]
-
-# Orange for negative strengths, black for none, blue for positive ones.
-_STRENGTH_COLORS = {-5: "#a63603", -1: "#fd8d3c", 0: "#000000"}
-_STRENGTH_COLORS |= {1: "#6baed6", 5: "#08519c"}
-_OTHER_COLORS = ("#009e73", "#cc79a7", "#8c6d31", "#756bb1", "#636363")
-_MARKERS = "osD^vP*X"
 
 
 def draw(records: list[Record]) -> dict[str, Figure]:
@@ -34,7 +30,7 @@ def draw(records: list[Record]) -> dict[str, Figure]:
 
 def _panels(records, draw_panel: Callable) -> Figure:
     by_setting = _by_setting(records)
-    styles = _styles(records)
+    styles = study_styles.styles(map(_method, records))
     is_long = len(styles) > 7  # A legend of many lines stands at the side.
     width = 3.6 * len(by_setting) + 2.6 * is_long
     figure = Figure(figsize=(width, 3.6), layout="constrained")
@@ -52,7 +48,7 @@ def _panels(records, draw_panel: Callable) -> Figure:
         [handles[name] for name in shown],
         shown,
         loc="outside right center" if is_long else "outside lower center",
-        ncols=1 if is_long else min(len(shown), 2 + 3 * len(by_setting)),
+        ncols=1 if is_long else min(len(styles), 2 + 3 * len(by_setting)),
         frameon=False,
     )
     return figure
@@ -67,30 +63,8 @@ def _by_setting(records):
     return groups
 
 
-def _styles(records):
-    """Colour and marker of every method, in order of strength."""
-    methods = {str(m): m for m in map(_method, records)}
-    names = sorted(methods, key=lambda name: _rank(methods[name]))
-    styles, others = {}, 0
-    for i, name in enumerate(names):
-        strength = methods[name].strength
-        if name.startswith("istar:") and "," not in name:
-            color = _STRENGTH_COLORS.get(strength)
-        else:
-            color = None
-        if color is None:
-            color = _OTHER_COLORS[others % len(_OTHER_COLORS)]
-            others += 1
-        styles[name] = {"color": color, "marker": _MARKERS[i % len(_MARKERS)]}
-    return styles
-
-
 def _method(record):
     return Run.from_dict(record["run"]).method
-
-
-def _rank(method):
-    return (method.regularizer != "istar", method.strength or 0.0, str(method))
 
 
 def _by_method(group, value: Callable[[Record], Any]):
@@ -117,7 +91,9 @@ def _score_by_isotropy(axis, group, styles):
         axis.plot(
             *mean, linestyle="", markersize=11, label=name, **styles[name]
         )
-    axis.set_xlabel("IsoScore* of all layers, after training")
+    axis.set_xlabel(
+        "IsoScore* towards tr(Σ)/d·I, ζ = 0.2,\nall layers, after training"
+    )
     axis.set_ylabel("test score")
 
 
@@ -143,16 +119,21 @@ def _dimensions(record):
 def _isotropy_by_epoch(axis, group, styles):
     curves = _by_method(group, _union_scores)
     for name, seeds in curves.items():
-        epochs = range(1, seeds.shape[1] + 1)
-        _draw_mean(axis, epochs, seeds, name, styles)
+        _draw_mean(axis, range(1, seeds.shape[1] + 1), seeds, name, styles)
     axis.set_xlabel("epoch")
-    axis.set_xticks(range(1, 1 + max(c.shape[1] for c in curves.values())))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_ylabel("IsoScore of training tokens")
 
 
 def _union_scores(record):
+    """IsoScore of all layers after every epoch, None if not logged.
+
+    The one before training is of test texts, whose tokens are others: it does
+    not belong into this curve.
+    """
     scores = [epoch.get("isoscore_union") for epoch in record["epochs"]]
-    return None if None in scores else scores
+    is_whole = _method(record).logs_all_tokens
+    return scores if is_whole and None not in scores else None
 
 
 def _draw_mean(axis, x, seeds, name, styles):

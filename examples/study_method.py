@@ -35,6 +35,18 @@ class Method:
     refresh: int | str | None = None
     padding: str | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is I-STAR with all defaults but the strength."""
+        return self == Method("istar", self.strength, **_DEFAULTS["istar"])
+
+    @property
+    def logs_all_tokens(self) -> bool:
+        """Whether its training logs IsoScore of all layers, without padding."""
+        if self.regularizer != "istar":
+            return True
+        return self.layers == ("all",) and self.padding == SKIP_PADDING
+
     def __str__(self):
         """The shortest text that `parse` makes this method from."""
         name = self.regularizer

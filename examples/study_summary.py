@@ -36,10 +36,9 @@ def run_table(records: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def _row(run, record):
     after = record["isotropy"]["after"]["union"]
-    is_plain = str(run.method) == f"istar:{run.method.strength or 0.0:g}"
     return {
         "method": str(run.method),
-        "strength": run.method.strength if is_plain else np.nan,
+        "strength": run.method.strength if run.method.is_plain else np.nan,
         "seed": run.seed,
         "score": record["test"]["end"]["score"],
         "isoscore": after["isoscore"],

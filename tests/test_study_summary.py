@@ -13,6 +13,7 @@ import study_report
 import study_settings
 import study_summary
 from command_line import UserError
+from matplotlib.colors import to_rgb
 from scipy import stats
 
 METHODS = ("istar:-5", "istar:0", "istar:5", "cosreg:1")
@@ -39,7 +40,7 @@ def _record(run, easy, noise):
         layer: {**state, "twonn_dimension": 5.0}
         for layer in ("layer_0", "layer_1", "union")
     }
-    score = 0.6 + 0.1 * easy[run.seed] + EFFECTS[name] + noise
+    score = 0.6 + 0.1 * easy[run.seed] + EFFECTS.get(name, 0.0) + noise
     return {
         "status": "ok",
         "name": str(run),
@@ -144,9 +145,9 @@ def test_recipes_are_not_mixed(field):
     _, table = make_tables(records)
     assert table["setting"].nunique() == 2
     assert set(table["seeds"]) == {2}
-    assert set(study_figures._by_setting(records.values())) == set(
-        table["setting"]
-    )
+    for figure in study_figures.draw(list(records.values())).values():
+        titles = [axis.get_title() for axis in figure.axes]
+        assert titles == list(table["setting"].unique())
 
 
 def _with_recipe(record, field):
@@ -198,3 +199,44 @@ def test_nothing_to_summarise(tmp_path, capsys):
         study.main(["--output", str(tmp_path), "--summarise"])
     assert stopped.value.code == 2
     assert "no finished run" in capsys.readouterr().err
+
+
+def _curves(figure):
+    """Style of every curve by its label."""
+    return {
+        label: (line.get_color(), line.get_marker())
+        for line, label in zip(
+            *figure.axes[0].get_legend_handles_labels(), strict=True
+        )
+    }
+
+
+def test_figures_of_runs_that_logged_no_isotropy(tmp_path):
+    records = make_records(methods=("istar:0", "cosreg:1"))
+    for record in records.values():
+        record["epochs"] = [{"loss": 0.5}]
+    study_report.write(records, tmp_path)
+    assert (tmp_path / "isotropy_by_epoch.png").exists()
+
+
+def test_every_method_has_a_colour_of_its_own():
+    methods = ["istar:-2", "istar:-0.5", "istar:0", "istar:0.1", "istar:20"]
+    methods += [f"istar:1,shrinkage=0.{i}" for i in range(3, 9)]
+    methods += [f"cosreg:{i}" for i in range(1, 6)]
+    records = list(make_records(1, methods).values())
+    styles = _curves(study_figures.draw(records)["score_by_isotropy"])
+    colors = [tuple(to_rgb(styles[name][0])) for name in methods]
+    assert len(set(colors)) == len(methods)
+    for red, _, blue in colors[:2]:
+        assert red > blue
+    assert colors[2] == (0.0, 0.0, 0.0)
+    for red, _, blue in colors[3:5]:
+        assert blue > red
+
+
+def test_other_tokens_are_not_in_the_curves_of_training():
+    methods = ["none", "istar:1", "istar:1,layers=-1", "istar:1,padding=count"]
+    records = list(make_records(1, methods).values())
+    figures = study_figures.draw(records)
+    assert set(_curves(figures["isotropy_by_epoch"])) == {"none", "istar:1"}
+    assert set(_curves(figures["dimension_by_layer"])) == set(methods)
