@@ -1,12 +1,16 @@
 """The summary of a study as files: Markdown, CSV and pictures."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+import output_file
 import pandas as pd
 import study_figures
 import study_summary
 from command_line import UserError
+
+Records = dict[str, dict[str, Any]]
 
 _TABLE_HEADING = (
     "| method | seeds | score | IsoScore | difference, 95 % interval | p | "
@@ -14,8 +18,10 @@ _TABLE_HEADING = (
 )
 
 
-def write(records: dict[str, dict[str, Any]], folder: Path) -> str:
+def write(records: Records, folder: Path) -> str:
     """Writes `summary.md`, `summary.csv` and the figures.
+
+    Each file appears whole or stays as it was, `summary.md` last.
 
     Args:
         records: Of all runs, by id.
@@ -31,21 +37,26 @@ def write(records: dict[str, dict[str, Any]], folder: Path) -> str:
     if runs.empty:
         raise UserError(f"{folder} has no finished run to summarise")
     table = study_summary.compare(runs)
-    text = markdown(runs, table, _failures(records))
+    text = markdown(runs, table, records)
     finished = [r for r in records.values() if r["status"] == "ok"]
-    try:
-        (folder / "summary.md").write_text(text, encoding="utf-8")
-        table.to_csv(folder / "summary.csv", index=False)
-        for name, figure in study_figures.draw(finished).items():
-            figure.savefig(folder / f"{name}.png", dpi=110)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error}") from error
+    files = {
+        f"{name}.png": _png(figure)
+        for name, figure in study_figures.draw(finished).items()
+    }
+    files["summary.csv"] = table.to_csv(index=False).encode()
+    files["summary.md"] = text.encode()
+    for name, content in files.items():
+        output_file.write(str(folder / name), content)
     return text
 
 
-def markdown(
-    runs: pd.DataFrame, table: pd.DataFrame, failures: list[str]
-) -> str:
+def _png(figure):
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
+def markdown(runs: pd.DataFrame, table: pd.DataFrame, records: Records) -> str:
     """Sentences, a table for each setting, and the runs that failed."""
     lines = [f"- {text}" for text in study_summary.sentences(runs, table)]
     for name, group in table.groupby("setting", sort=False):
@@ -58,6 +69,7 @@ def markdown(
             "|---|---|---|---|---|---|---|",
             *(_line(row) for row in group.itertuples()),
         ]
+    failures = _failures(records)
     if failures:
         lines += ["", "Failed runs:", "", *(f"- {line}" for line in failures)]
     return "\n".join(lines) + "\n"

@@ -1,6 +1,8 @@
 """What a study concludes from results that are made up."""
 
+import contextlib
 import dataclasses
+import resource
 
 import numpy as np
 import pandas as pd
@@ -190,6 +192,30 @@ def test_files(tmp_path):
         png = (tmp_path / f"{name}.png").read_bytes()
         assert png.startswith(b"\x89PNG")
     assert (tmp_path / "isotropy_by_epoch.png").exists()
+
+
+def test_a_full_disk_keeps_the_old_summary(tmp_path, no_large_files):
+    study_report.write(make_records(2), tmp_path)
+    old = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with no_large_files(), pytest.raises(UserError, match="File too large"):
+        study_report.write(make_records(3), tmp_path)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == old
+
+
+@pytest.fixture
+def no_large_files():
+    """Scope in which no file can grow above 100 bytes."""
+
+    @contextlib.contextmanager
+    def scope():
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    return scope
 
 
 def test_nothing_to_summarise(tmp_path, capsys):
