@@ -1,6 +1,5 @@
 """What was measured: table, file, comparison, print."""
 
-import math
 import os
 from dataclasses import asdict
 from dataclasses import dataclass
@@ -9,29 +8,15 @@ from typing import TYPE_CHECKING
 
 from keras_istar import checks
 from keras_istar import report_file
+from keras_istar import report_text
 from keras_istar.layer_isotropy import LayerIsotropy
 from keras_istar.layer_isotropy import check_rows
-from keras_istar.measures import OUTLIER_RULE
+from keras_istar.report_text import HEADINGS
 from keras_istar.version import __version__
 
 if TYPE_CHECKING:
     import matplotlib.figure
     import pandas
-
-_HEADINGS = {
-    "isoscore": "IsoScore",
-    "isoscore_star": "IsoScore*",
-    "participation_ratio": "part.ratio",
-    "effective_rank": "eff.rank",
-    "average_cosine": "cosine",
-    "partition_isotropy": "partition",
-    "top_1_variance": "top 1",
-    "top_3_variance": "top 3",
-    "top_10_variance": "top 10",
-    "outliers": "outliers",
-    "mean_norm": "norm",
-    "twonn_dimension": "TwoNN",
-}
 
 
 @dataclass(frozen=True, repr=False)
@@ -169,20 +154,7 @@ class IsotropyReport:
             raise report_file.not_a_report(path) from e
 
     def __str__(self):
-        lines = [f"Isotropy of {self.model!r}, {self.dim} dimensions", ""]
-        lines += _table(self.rows)
-        lines.append("")
-        if any("isoscore_star" in row.values for row in self.rows):
-            lines.append(
-                f"IsoScore*: shrinkage {self.shrinkage:g} towards "
-                f"{self.shrinkage_target}."
-            )
-        if any(row.outlier_dimensions for row in self.rows):
-            lines.append(
-                f"Outliers: dimensions with over {OUTLIER_RULE:g} times the "
-                "average variance."
-            )
-        return "\n".join([*lines, *self.notes]).rstrip()
+        return report_text.text(self)
 
     def __repr__(self):
         return (
@@ -192,37 +164,8 @@ class IsotropyReport:
 
     def _measures_frame(self):
         frame = self.to_frame()
-        measures = [n for n in frame.columns if n in _HEADINGS]
+        measures = [n for n in frame.columns if n in HEADINGS]
         return frame[measures]
-
-
-def _table(rows):
-    """Lines of text, columns aligned."""
-    columns = [name for name in _HEADINGS if name in rows[0].values]
-    cells = [["layer", "points", *(_HEADINGS[name] for name in columns)]]
-    for row in rows:
-        numbers = [_shown(name, row.values[name]) for name in columns]
-        cells.append([row.layer, f"{row.points:,}", *numbers])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return [
-        "  ".join(
-            [line[0].ljust(widths[0])]
-            + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
-        )
-        for line in cells
-    ]
-
-
-def _shown(name, value):
-    if math.isnan(value):
-        return "-"
-    if name == "outliers":
-        return f"{value:.0f}"
-    if name in ("participation_ratio", "effective_rank", "twonn_dimension"):
-        return f"{value:.1f}"
-    if name == "mean_norm":
-        return f"{value:.3g}"
-    return f"{value:.3f}" if value >= 5e-4 or value <= 0 else f"{value:.0e}"
 
 
 def _import_pandas():

@@ -174,3 +174,29 @@ class TestPrint:
         assert "over 5 times the average variance" in text
         assert text.endswith("A note.")
         assert "nan" not in text
+
+    def test_says_how_large_samples_were(self, make_report):
+        report = make_report(
+            partition_isotropy=0.5,
+            partition_points=2000,
+            twonn_dimension=3.5,
+            twonn_points=1990,
+        )
+        report.rows[-1].values["twonn_points"] = 1995
+        text = str(report)
+        assert "\npartition: from a sample of 2,000 points.\n" in text
+        assert "\nTwoNN: from a sample of 1,990 to 1,995 points.\n" in text
+        assert "sample" not in str(make_report())
+
+    def test_says_which_dimensions_are_outliers(self, make_report):
+        report = make_report()
+        report.rows[0].outlier_dimensions[:] = [3, 11]
+        report.rows[1].outlier_dimensions.clear()
+        report.rows[2].outlier_dimensions[:] = list(range(10))
+        lines = str(report).splitlines()
+        (first,) = [i for i, x in enumerate(lines) if x.startswith("Outliers")]
+        assert " ".join(map(str.strip, lines[first:-1])) == (
+            "Outliers: dimensions with over 5 times the average variance: "
+            "layer_0 3, 11; union 0, 1, 2, 3, 4, 5, 6, 7 and 2 more."
+        )
+        assert max(map(len, lines[first:])) < 80
