@@ -91,7 +91,8 @@ class IsotropyReport:
             other: Report on another model, or on the same one later.
 
         Returns:
-            Frame of the states and measures that both reports have. Needs
+            Frame of the states and measures that both reports have, without
+            IsoScore* if they name different shrinkages or targets of it. Needs
             pandas.
 
         Raises:
@@ -103,6 +104,11 @@ class IsotropyReport:
                 f"Received: other={other!r:.200}"
             )
         here, there = self._measures_frame(), other._measures_frame()
+        if (self.shrinkage, self.shrinkage_target) != (
+            other.shrinkage,
+            other.shrinkage_target,
+        ):
+            here = here.drop(columns="isoscore_star", errors="ignore")
         layers = [name for name in here.index if name in there.index]
         columns = [name for name in here.columns if name in there.columns]
         if not layers or not columns:

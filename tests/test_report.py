@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pathlib
 import sys
@@ -48,6 +49,26 @@ def test_comparison_is_other_minus_this(make_report):
         after.rows[2].values["isoscore"] - before.rows[2].values["isoscore"]
     )
     assert difference.loc["layer_1", "outliers"] == -2
+
+
+@pytest.mark.parametrize(
+    "other, has_score",
+    [
+        ({}, True),
+        ({"shrinkage": 0.3}, False),
+        ({"shrinkage_target": "another target"}, False),
+    ],
+)
+def test_comparison_leaves_out_scores_towards_other_targets(
+    make_report, other, has_score
+):
+    pytest.importorskip("pandas")
+    before = make_report(isoscore_star=0.5)
+    after = dataclasses.replace(make_report(isoscore_star=0.6), **other)
+    columns = list(before.compare(after).columns)
+    assert columns == list(after.compare(before).columns)
+    assert ("isoscore_star" in columns) == has_score
+    assert {"isoscore", "mean_norm"} <= set(columns)
 
 
 def test_comparison_needs_something_in_common(make_report):
