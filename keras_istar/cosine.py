@@ -9,6 +9,7 @@ from keras_istar import checks
 from keras_istar import moments
 from keras_istar.distribution import add_replicas
 from keras_istar.moments import Tensor
+from keras_istar.precision import moments_dtype
 from keras_istar.regularization import HiddenStateRegularization
 
 # A token narrower than this is the zero vector to float32.
@@ -93,7 +94,7 @@ def _direction_sums(states, mask):
     A zero vector has no direction; it counts as a token of cosine 0.
     """
     tokens, weights = moments.flatten_tokens(states, mask)
-    tokens = ops.cast(tokens, moments.moments_dtype(tokens.dtype))
+    tokens = ops.cast(tokens, moments_dtype(tokens.dtype))
     if weights is None:
         weights = ops.ones_like(tokens[:, 0])
     tokens = ops.where(weights[:, None] > 0, tokens, 0.0)

@@ -7,11 +7,12 @@ and replicas are all joined by `combine`.
 from typing import Any
 from typing import NamedTuple
 
-import keras
 from keras import ops
 
-from keras_istar.autodiff import custom_gradient
 from keras_istar.precision import matmul
+from keras_istar.precision import moments_dtype
+from keras_istar.token_sums import deviations
+from keras_istar.token_sums import sums_about
 
 Tensor = Any  # A tensor of the active Keras backend.
 
@@ -72,26 +73,22 @@ def union_moments(states: list[Tensor], masks: list[Tensor | None]) -> Moments:
     flat = [flatten_tokens(*pair) for pair in zip(states, masks, strict=True)]
     counts = ops.stack([_count(*tokens) for tokens in flat])
     per_token = 1.0 / ops.maximum(counts, 1.0)[:, None]
-    totals = [ops.sum(_deviations(0.0, *tokens), axis=0) for tokens in flat]
+    totals = [ops.sum(deviations(0.0, *tokens), axis=0) for tokens in flat]
     centers = ops.stop_gradient(ops.stack(totals) * per_token)
-    sums = [
-        _sums_about(center, *tokens)
-        for center, tokens in zip(ops.unstack(centers), flat, strict=True)
-    ]
-    products, rests = zip(*sums, strict=True)
-    offsets = ops.stack(rests) * per_token
+    tokens, weights = zip(*flat, strict=True)
+    products, rests = sums_about(centers, *tokens, *weights)
+    offsets = rests * per_token
     # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
     # rounding error of a center, so nothing cancels.
     scaled = ops.sqrt(counts)[:, None] * offsets
     correction = matmul(ops.transpose(scaled), scaled)
-    scatter = sum(products[1:], start=products[0]) - correction
-    return merge(counts, centers, offsets, scatter)
+    return merge(counts, centers, offsets, products - correction)
 
 
 def token_center(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the unmasked tokens to rounding, `(dim,)`, as a constant."""
     tokens = flatten_tokens(hidden_states, mask)
-    total = ops.sum(_deviations(0.0, *tokens), axis=0)
+    total = ops.sum(deviations(0.0, *tokens), axis=0)
     return ops.stop_gradient(total / ops.maximum(_count(*tokens), 1.0))
 
 
@@ -184,64 +181,7 @@ def scaled_identity(covariance: Tensor) -> Tensor:
     return ops.sum(covariance * identity) / dim * identity
 
 
-def moments_dtype(dtype: Any) -> str:
-    """float64 for float64 states, float32 for every narrower type."""
-    is_double = keras.backend.standardize_dtype(dtype) == "float64"
-    return "float64" if is_double else "float32"
-
-
 def _count(tokens, weights):
     if weights is None:
         return ops.cast(ops.shape(tokens)[0], moments_dtype(tokens.dtype))
     return ops.sum(weights)
-
-
-def _deviations(center, tokens, weights):
-    """`tokens - center`, zero where masked: `(tokens, dim)`."""
-    deviations = ops.cast(tokens, moments_dtype(tokens.dtype)) - center
-    return _zero_masked(deviations, weights)
-
-
-def _zero_masked(values, weights):
-    if weights is None:
-        return values
-    return ops.where(weights[:, None] > 0, values, 0.0)
-
-
-@custom_gradient
-def _sums_about(center, tokens, weights):
-    """Sums of the outer products of deviations, and of the deviations.
-
-    Args:
-        center: `(dim,)`, a constant.
-        tokens: `(tokens, dim)`, any float dtype.
-        weights: None, or ones and zeros of shape `(tokens,)`.
-
-    Returns:
-        Tensors of shape `(dim, dim)` and `(dim,)`.
-    """
-    deviations = _deviations(center, tokens, weights)
-    products = matmul(ops.transpose(deviations), deviations)
-
-    def gradient(d_products, d_total):
-        # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
-        both = d_products + ops.transpose(d_products)
-        if tokens.dtype == both.dtype:
-            deviations = _deviations(_after(both, center), tokens, weights)
-        else:
-            # Lest the wider copy of the tokens be kept, too.
-            deviations = _deviations(center, _after(both, tokens), weights)
-        d_tokens = _zero_masked(matmul(deviations, both) + d_total, weights)
-        return None, ops.cast(d_tokens, tokens.dtype), None
-
-    return (products, ops.sum(deviations, axis=0)), gradient
-
-
-def _after(gradient, value):
-    """`value`, made to depend on `gradient`.
-
-    Otherwise a compiler finds what is computed from it in the forward pass as
-    well, and keeps that instead. A NaN in the gradient would come out anyway.
-    """
-    first = gradient[0, 0]
-    return ops.where(ops.isnan(first), ops.cast(first, value.dtype), value)

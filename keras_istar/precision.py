@@ -1,4 +1,4 @@
-"""Matrix products of the penalty, precise on every device."""
+"""How precisely the penalty computes, on every device."""
 
 from typing import Any
 
@@ -20,3 +20,9 @@ def matmul(a: Any, b: Any) -> Any:
 
         return numpy.matmul(a, b, precision="high")
     return ops.matmul(a, b)
+
+
+def moments_dtype(dtype: Any) -> str:
+    """float64 for float64 states, float32 for every narrower type."""
+    is_double = keras.backend.standardize_dtype(dtype) == "float64"
+    return "float64" if is_double else "float32"

@@ -6,6 +6,7 @@ from keras_istar import isotropy
 from keras_istar import moments
 from keras_istar.checks import check_fraction
 from keras_istar.moments import Tensor
+from keras_istar.precision import moments_dtype
 from keras_istar.tensor_checks import check_covariance
 from keras_istar.tensor_checks import check_points
 
@@ -163,7 +164,7 @@ def _standardize(points, mask):
 
     Squares of the result neither overflow nor vanish, whatever the scale.
     """
-    points = ops.cast(points, moments.moments_dtype(points.dtype))
+    points = ops.cast(points, moments_dtype(points.dtype))
     points = points - moments.token_center(points, mask)
     widths = ops.abs(ops.stop_gradient(points))
     if mask is not None:

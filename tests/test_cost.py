@@ -1,6 +1,7 @@
 """Operations and memory of the penalty, read from graphs, not from clocks."""
 
 import collections
+import itertools
 
 import keras
 import numpy as np
@@ -103,6 +104,29 @@ def test_one_product_forward_and_one_backward_for_each_state(masked, dtype):
     forward, backward = _traced(3, masked, dtype)
     assert _count_products(forward) == 3
     assert _count_products(backward) == 3
+
+
+@on_tensorflow
+@masked_or_not
+@any_dtype
+def test_backward_products_wait_for_each_other(masked, dtype):
+    """Else an executor computes all that they need at once, and keeps it."""
+    _, backward = _traced(3, masked, dtype)
+    products = [op for op in backward if _count_products([op])]
+    assert len(products) == 3
+    for before, after in itertools.pairwise(products):
+        assert before in _ancestors(after)
+
+
+def _ancestors(operation):
+    """Operations that must run before this one."""
+    found, waiting = set(), [operation]
+    while waiting:
+        for tensor in waiting.pop().inputs:
+            if tensor.op not in found:
+                found.add(tensor.op)
+                waiting.append(tensor.op)
+    return found
 
 
 @on_tensorflow

@@ -163,3 +163,24 @@ def test_shrink_and_scaled_identity(rng):
         np.trace(cov) / 3 * np.eye(3),
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_state_without_tokens_changes_no_gradient(rng, gradient, place):
+    first = _cloud(rng, 7, 4)
+    scales = ops.convert_to_tensor(rng.normal(size=(4, 4)).astype("float32"))
+
+    def weighted(states):
+        union = moments.union_moments(states, [None] * len(states))
+        return ops.sum(scales * moments.covariance(union))
+
+    def with_empty(x):
+        states = [x, 2.0 * x + 1.0]
+        states.insert(place, ops.zeros((0, 4)) * ops.sum(x))
+        return weighted(states)
+
+    expected = gradient(lambda x: weighted([x, 2.0 * x + 1.0]), first)
+    assert np.max(np.abs(expected)) > 0.1
+    np.testing.assert_allclose(
+        gradient(with_empty, first), expected, rtol=1e-5, atol=1e-6
+    )
