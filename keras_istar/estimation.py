@@ -1,7 +1,10 @@
 """One streaming pass over data: hidden states in inference -> statistics."""
 
+import contextlib
+import logging
 import time
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -58,15 +61,35 @@ class StatesPass:
     def run(self) -> dict[keras.layers.Layer, list[Any]]:
         """Value of the statistic of each state, over this pass alone."""
         self._accumulator.reset()
-        self._accumulator.evaluate(
-            self._data,
-            batch_size=self._batch_size,
-            verbose=0,
-            callbacks=[self._monitor],
-        )
+        with _expected_tracing():
+            self._accumulator.evaluate(
+                self._data,
+                batch_size=self._batch_size,
+                verbose=0,
+                callbacks=[self._monitor],
+            )
         return {
             layer: self._accumulator.values_of(layer) for layer in self._layers
         }
+
+
+@contextlib.contextmanager
+def _expected_tracing() -> Iterator[None]:
+    """Scope in which TensorFlow does not log that functions are traced often.
+
+    Every `StatesPass` traces once, as every model does. Where passes are of a
+    batch or two, TensorFlow takes the fifth for a mistake.
+    """
+    logger = logging.getLogger("tensorflow")
+
+    def is_other(record):
+        return "tf.function retracing" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 class _Accumulator(keras.Model):

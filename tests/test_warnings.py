@@ -1,6 +1,7 @@
 """Python takes every warning for an error here."""
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,9 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# What Keras and its backends warn of by themselves is said before; from then
-# on, a warning of any kind is an error.
+# What Keras and its backends warn of by themselves is said before.
 PRELUDE = """
+import sys
 import warnings
 import keras
 import numpy as np
@@ -33,10 +34,35 @@ def fit(model, callbacks=()):
 
 x = np.random.default_rng(0).normal(size=(32, 6, 4)).astype("float32")
 fit(make_model())
+"""
+
+# From then on, a warning of any kind is an error.
+START = """
 warnings.simplefilter("error")
 # Keras causes this one whenever it saves a variable.
 warnings.filterwarnings("ignore", "__array__ implementation")
+print("-- start --", file=sys.stderr)
 import keras_istar
+"""
+
+HUB_TASK = """
+import keras_hub
+
+def make_task():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
+    return keras_hub.models.BertTextClassifier(
+        keras_hub.models.BertBackbone(
+            len(words), num_layers=2, num_heads=2, hidden_dim=8,
+            intermediate_dim=16, max_sequence_length=8,
+        ),
+        num_classes=2,
+        preprocessor=keras_hub.models.BertTextClassifierPreprocessor(
+            keras_hub.tokenizers.BertTokenizer(words), sequence_length=8
+        ),
+    )
+
+texts, labels = np.array(["good", "bad bad"] * 8), np.array([1, 0] * 8)
+make_task().fit(texts, labels, 4, verbose=0, shuffle=False)
 """
 
 SCRIPTS = {
@@ -47,6 +73,25 @@ SCRIPTS = {
         fit(model)
         keras_istar.detach(model)
         fit(model)
+    """,
+    "passes in a row": """
+        model = make_model()
+        for _ in range(6):
+            keras_istar.measure(model, x, "encoder", metrics="isoscore")
+    """,
+    "logs": """
+        model = make_model()
+        keras_istar.attach(model, "encoder")
+        fit(model, [keras_istar.IStarCallback(x, log_dir=folder)])
+    """,
+    "KerasHub task": """
+        task = make_task()
+        keras_istar.attach(task)
+        callback = keras_istar.IStarCallback(texts, log_dir=folder)
+        task.fit(
+            texts, labels, 4, verbose=0, shuffle=False, callbacks=[callback]
+        )
+        keras_istar.measure(task, texts, metrics="isoscore")
     """,
     "momentum and save": """
         model = make_model()
@@ -87,14 +132,22 @@ SCRIPTS = {
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_no_warning_is_caused(name, tmp_path):
-    script = f"{PRELUDE}folder = {str(tmp_path)!r}\n"
+    setup = ""
+    if name == "KerasHub task":
+        pytest.importorskip("keras_hub")
+        setup = HUB_TASK
+    folder = f"folder = {str(tmp_path)!r}\n"
+    script = PRELUDE + setup + START + folder + textwrap.dedent(SCRIPTS[name])
     done = subprocess.run(
-        [sys.executable, "-c", script + textwrap.dedent(SCRIPTS[name])],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "0"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
+    _, ours = done.stderr.split("-- start --")
+    # Of Python's `logging` and of Abseil, whose lines begin with a letter.
+    assert not re.search(r"WARNING|^[WE]\d{4}", ours, re.MULTILINE), ours
 
 
 def test_modules_of_the_package_import_under_w_error():
