@@ -21,8 +21,8 @@ _CAPTIONS = {
     "Isotropy": "Isotropy of each layer, and of all together (dashed).",
     "Spectrum": "Share of each principal direction in the variance, on a "
     "logarithmic scale. A flat line would be a sphere.",
-    "Outlier dimensions": "Variance of the dimensions that stand out, in "
-    "multiples of the average. The dotted line is the limit, 5.",
+    "Outlier dimensions": "Variance of the dimensions that stand out most, six "
+    "at most, in multiples of the average. The dotted line is the limit, 5.",
 }
 
 

@@ -41,6 +41,8 @@ _STYLE: dict[Any, Any] = {
 _DASHED = (0, (4, 2))
 _LEGEND = {"frameon": False, "handlelength": 1.8, "columnspacing": 1.0}
 
+_LOWEST_RATIO = 1e-3  # Of a variance to the average, that is drawn.
+
 _SCORES = {"isoscore": "IsoScore", "isoscore_star": "IsoScore*"}
 
 
@@ -89,6 +91,7 @@ def _draw_scores(axes, rows):
         axes.axhline(union.values[column], color=color, lw=0.8, ls=_DASHED)
     axes.plot([], [], color=_GREY, lw=0.8, ls=_DASHED, label="union")
     axes.set_title("Isotropy")
+    axes.set_ylabel("score")
     axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     axes.legend(**_LEGEND)
     _name_layers(axes, layers)
@@ -122,23 +125,31 @@ def _draw_outliers(axes, rows):
     places = np.arange(len(layers))
     ratios = np.array([_variance_ratios(row) for row in layers])
     low, high = np.quantile(ratios, [0.05, 0.95], axis=1)
+    # What is lower, as dead dimensions are, leaves the panel.
+    floor = np.clip(np.min(low) / 2, _LOWEST_RATIO, 0.1)
+    low, high = np.maximum(low, floor), np.maximum(high, floor)
     axes.fill_between(places, low, high, color=_PALE, lw=0)
     middle = np.sqrt(low[0] * high[0])
     axes.text(0, middle, " middle 90%", color=_GREY, va="center", fontsize=6.5)
     axes.axhline(OUTLIER_RULE, color="black", lw=0.8, ls=(0, (1, 1.5)))
-    floor = min(0.1, np.min(low) / 2)
+    outliers = _widest_outliers(layers, ratios)
     for dimension, color, marker in zip(
-        _widest_outliers(layers, ratios), _COLORS, _MARKERS, strict=False
+        outliers, _COLORS, _MARKERS, strict=False
     ):
-        values = np.maximum(ratios[:, dimension], floor)
-        _draw_line(axes, values, color, marker, label=str(dimension))
+        _draw_line(
+            axes, ratios[:, dimension], color, marker, label=str(dimension)
+        )
     axes.set_yscale("log")
-    # Room for the legend.
-    axes.set_ylim(floor, 8 * max(np.max(ratios), OUTLIER_RULE))
+    peak = max(np.max(ratios), OUTLIER_RULE)
+    # A quarter and more of the height is for the legend.
+    axes.set_ylim(floor, peak * (peak / floor) ** 0.4)
     axes.set_title("Outlier dimensions")
     axes.set_ylabel("variance / average variance")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper center", ncols=3, title="dimension", **_LEGEND)
+    if outliers:
+        title = "dimension"
+        if len(outliers) > len(_COLORS):
+            title = f"the widest {len(_COLORS)} of {len(outliers)} dimensions"
+        axes.legend(loc="upper center", ncols=3, title=title, **_LEGEND)
     _name_layers(axes, layers)
 
 

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -55,6 +56,57 @@ def test_outlier_dimensions(report):
         row.variances[3] / np.mean(row.variances) for row in report.rows[:-1]
     ]
     np.testing.assert_allclose(line(axes, "3").get_ydata(), expected)
+
+
+def set_variances(row, variances):
+    """Replaces the variances of a row, and which dimensions stand out."""
+    row.variances[:] = variances
+    average = np.mean(variances)
+    row.outlier_dimensions[:] = [
+        d for d in range(DIM) if variances[d] > 5 * average
+    ]
+
+
+def test_dead_dimensions_leave_the_scale_and_the_band(report):
+    live = [1.0] * 10
+    set_variances(report.rows[0], [*live, 0.0, 30.0])
+    set_variances(report.rows[1], [*live, 0.0, 1e-9])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure = report.plot()
+        figure.draw_without_rendering()
+    axes = figure.axes[2]
+    lowest, highest = axes.get_ylim()
+    assert lowest == 1e-3 and highest > 8
+    # What is below the scale is not drawn as if it were on its edge.
+    ratio = 1e-9 / np.mean(report.rows[1].variances)
+    np.testing.assert_allclose(line(axes, "11").get_ydata()[1], ratio)
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.min() == lowest and heights.max() > 0.3
+    (text,) = [x for x in axes.texts if "90%" in x.get_text()]
+    assert lowest < text.get_position()[1] < heights.max()
+
+
+def test_legend_says_how_many_outlier_dimensions_there_are(make_report):
+    report = make_report([f"layer_{i}" for i in range(8)] + ["union"])
+    for i, row in enumerate(report.rows):
+        set_variances(row, np.where(np.arange(DIM) == i, 30.0 + i, 1.0))
+    legend = report.plot().axes[2].get_legend()
+    assert legend.get_title().get_text() == "the widest 6 of 8 dimensions"
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert shown == ["7", "6", "5", "4", "3", "2"]
+    legend = make_report().plot().axes[2].get_legend()
+    assert legend.get_title().get_text() == "dimension"
+
+
+def test_every_panel_says_what_is_on_its_axes(report):
+    labels = [axes.get_ylabel() for axes in report.plot().axes]
+    assert labels == [
+        "score",
+        "share of variance",
+        "variance / average variance",
+    ]
 
 
 @pytest.mark.parametrize(
