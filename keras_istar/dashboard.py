@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 
 import numpy as np
+from keras import ops
 
 from keras_istar import measures
 from keras_istar import plots
@@ -13,6 +14,7 @@ from keras_istar.event_files import EventFiles
 from keras_istar.event_files import Panel
 from keras_istar.layer import IStarRegularization
 from keras_istar.layer_isotropy import LayerIsotropy
+from keras_istar.layer_isotropy import as_float64
 from keras_istar.layer_isotropy import describe
 from keras_istar.layer_isotropy import mean_and_covariance
 from keras_istar.measures import Cloud
@@ -70,12 +72,27 @@ class Dashboard:
         panels = [_panel("scalar", *item, _SCORE) for item in scores.items()]
         for layer, states in clouds.items():
             panels += _numbers(layer)
-            rows = _describe(states)
+            rows = _describe(layer, states)
             if rows:
                 panels += _spectra(layer, rows)
-            if rows and self._can_draw:
-                panels.append(_picture(layer, rows))
+                panels += self._picture(epoch, layer, rows)
         self._files.write(epoch, panels)
+
+    def _picture(self, epoch, layer, rows) -> list[Panel]:
+        """The picture of a layer, if it can be drawn."""
+        if not self._can_draw:
+            return []
+        try:
+            images = plots.report_image(rows)[None]
+        except Exception as error:  # Training is worth more than a picture.
+            self._can_draw = False
+            warnings.warn(
+                f"From step {epoch} on, no pictures are written to `log_dir`: "
+                f"{type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+            return []
+        return [_panel("image", layer.log_name("report"), images, _REPORT)]
 
     def close(self) -> None:
         """Ends the file, if there is one; `show` would begin another."""
@@ -99,18 +116,20 @@ def _spectra(layer, rows) -> Iterator[Panel]:
         yield _panel("histogram", name, logarithms, _SPECTRUM)
 
 
-def _picture(layer, rows) -> Panel:
-    images = plots.report_image(rows)[None]
-    return _panel("image", layer.log_name("report"), images, _REPORT)
-
-
-def _describe(states: Mapping[str, Moments]) -> list[LayerIsotropy]:
+def _describe(
+    layer: IStarRegularization, states: Mapping[str, Moments]
+) -> list[LayerIsotropy]:
     """A row for each state, the union last; none if any is not finite."""
+    # Copies, for what a strategy mirrors is not a tensor.
+    target = as_float64(ops.copy(layer.shrinkage_covariance.value))
+    has_target = bool(ops.copy(layer.has_shrinkage_covariance.value) > 0)
+    names = ["isoscore", "isoscore_star"] if has_target else ["isoscore"]
     rows = []
     for name in sorted(states, key="union".__eq__):
         mean, covariance = mean_and_covariance(states[name])
         if not np.all(np.isfinite(covariance)):
             return []
-        cloud = Cloud(int(states[name].count), covariance)
-        rows.append(describe(name, ["isoscore"], cloud, mean))
+        shrunk = (1 - layer.shrinkage) * covariance + layer.shrinkage * target
+        cloud = Cloud(int(states[name].count), covariance, shrunk)
+        rows.append(describe(name, names, cloud, mean))
     return rows

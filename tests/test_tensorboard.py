@@ -13,6 +13,7 @@ from workers.launch import run_workers
 
 import keras_istar
 from keras_istar import callbacks
+from keras_istar import plots
 from keras_istar.estimation import StatesPass
 
 event_accumulator = pytest.importorskip(
@@ -158,14 +159,19 @@ def test_eigenvalues_that_rounding_makes_are_left_out(data, folder):
 
 def test_image_is_the_figure_of_the_report(data, folder):
     image = pytest.importorskip("matplotlib.image")
-    model, _ = _model()
+    model, _ = _model(shrinkage=0.9)
     _fit(model, data, [_callback(data, log_dir=folder)])
     steps, ((width, height, png),) = _series(folder, "isotropy/report")
     assert steps == [0]
     shown = image.imread(io.BytesIO(png), format="png")
     assert shown.shape == (int(height), int(width), 3) == (220, 623, 3)
     report = keras_istar.measure(
-        model, data[0], ["lower", "upper"], metrics="isoscore", verbose=0
+        model,
+        data[0],
+        ["lower", "upper"],
+        metrics=["isoscore", "isoscore_star"],
+        shrinkage=0.9,
+        verbose=0,
     )
     buffer = io.BytesIO()
     report.plot().savefig(buffer, format="png", dpi=88)
@@ -370,6 +376,21 @@ def test_without_matplotlib_the_image_is_left_out(data, folder, monkeypatch):
         _fit(_model()[0], data, [callback], epochs=2)
     assert len(caught) == 1
     assert _tags(folder) == _in_group(*SCORES, *NUMBERS, *SPECTRA)
+
+
+def test_picture_that_cannot_be_drawn(data, folder, monkeypatch):
+    def fail(rows):
+        raise RuntimeError("no fonts")
+
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(plots, "report_image", fail)
+    with pytest.warns(UserWarning, match="From step 0 on, no pict") as caught:
+        callback = _callback(data, log_dir=folder)
+        _fit(_model()[0], data, [callback], epochs=2)
+    assert len(caught) == 1
+    assert str(caught[0].message).endswith("RuntimeError: no fonts")
+    assert _series(folder, "isotropy/spectrum_union")[0] == [0, 1]
+    assert "isotropy/report" not in _tags(folder)
 
 
 @pytest.mark.parametrize("missing", ["tensorflow", "tensorboard"])
