@@ -125,7 +125,6 @@ def _draw_outliers(axes, rows):
     places = np.arange(len(layers))
     ratios = np.array([_variance_ratios(row) for row in layers])
     low, high = np.quantile(ratios, [0.05, 0.95], axis=1)
-    # What is lower, as dead dimensions are, leaves the panel.
     floor = np.clip(np.min(low) / 2, _LOWEST_RATIO, 0.1)
     low, high = np.maximum(low, floor), np.maximum(high, floor)
     axes.fill_between(places, low, high, color=_PALE, lw=0)
@@ -133,6 +132,8 @@ def _draw_outliers(axes, rows):
     axes.text(0, middle, " middle 90%", color=_GREY, va="center", fontsize=6.5)
     axes.axhline(OUTLIER_RULE, color="black", lw=0.8, ls=(0, (1, 1.5)))
     outliers = _widest_outliers(layers, ratios)
+    # Lines to what is lower, even 0, leave the panel on their way there.
+    ratios = np.maximum(ratios, _LOWEST_RATIO / 10)
     for dimension, color, marker in zip(
         outliers, _COLORS, _MARKERS, strict=False
     ):

@@ -70,7 +70,7 @@ def set_variances(row, variances):
 def test_dead_dimensions_leave_the_scale_and_the_band(report):
     live = [1.0] * 10
     set_variances(report.rows[0], [*live, 0.0, 30.0])
-    set_variances(report.rows[1], [*live, 0.0, 1e-9])
+    set_variances(report.rows[1], [*live, 0.0, 0.0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = report.plot()
@@ -79,8 +79,7 @@ def test_dead_dimensions_leave_the_scale_and_the_band(report):
     lowest, highest = axes.get_ylim()
     assert lowest == 1e-3 and highest > 8
     # What is below the scale is not drawn as if it were on its edge.
-    ratio = 1e-9 / np.mean(report.rows[1].variances)
-    np.testing.assert_allclose(line(axes, "11").get_ydata()[1], ratio)
+    assert 0 < line(axes, "11").get_ydata()[1] < lowest
     (band,) = axes.collections
     heights = band.get_paths()[0].vertices[:, 1]
     assert heights.min() == lowest and heights.max() > 0.3
