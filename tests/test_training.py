@@ -53,6 +53,20 @@ def test_logs_are_the_numbers_that_entered_the_loss(data):
     )
 
 
+def test_strength_0_trains_to_the_weights_of_a_plain_model(data):
+    weights = []
+    for is_attached in (True, False):
+        model, _ = _model(strength=0.0)
+        if not is_attached:
+            keras_istar.detach(model)
+        model.compile(keras.optimizers.Adam(0.05), "mse")
+        history = _fit(model, *data, batch_size=8, epochs=3)
+        assert ("isoscore" in history) == is_attached
+        weights.append([v.numpy() for v in model.trainable_weights])
+    for attached, plain in zip(*weights, strict=True):
+        np.testing.assert_array_equal(attached, plain)
+
+
 def test_validation_is_the_tasks_alone(data):
     x, y = data
     model, _ = _model()
