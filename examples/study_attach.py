@@ -33,6 +33,25 @@ class FirstShrinkageCovariance(keras.callbacks.Callback):
         self._layer.set_shrinkage_covariance(self._first)
 
 
+class TrainingIsotropy(keras.callbacks.Callback):
+    """Logs what `IStarCallback` does of all layers, for any other method."""
+
+    def __init__(self, data: Any, max_points: int):
+        super().__init__()
+        self._data, self._max_points = data, max_points
+
+    def on_epoch_end(self, epoch, logs=None):
+        report = keras_istar.measure(
+            self.model,
+            self._data,
+            max_points=self._max_points,
+            metrics="isoscore",
+            verbose=0,
+        )
+        scores = {row.layer: row.values["isoscore"] for row in report.rows}
+        logs.update({f"isoscore_{name}": x for name, x in scores.items()})
+
+
 def attach(task: keras.Model, method: Method) -> keras.layers.Layer | None:
     """Attaches the regularizer of a method and returns it, if it has one.
 
@@ -67,7 +86,7 @@ def _make_regularizer(method):
 def callbacks_for(
     method: Method, regularizer: Any, data: Any, max_points: int
 ) -> list[keras.callbacks.Callback]:
-    """Callbacks that an attached regularizer needs.
+    """Callbacks that an attached regularizer needs, and that log isotropy.
 
     Args:
         method: The method.
@@ -76,7 +95,7 @@ def callbacks_for(
         max_points: Tokens of a pass, counted once in every state.
     """
     if method.regularizer != "istar":
-        return []
+        return [TrainingIsotropy(data, max_points)]
     steps = method.refresh if isinstance(method.refresh, int) else None
     keeper = keras_istar.IStarCallback(
         data, max_points, steps or REFRESH_EPOCH, verbose=0
