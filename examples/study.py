@@ -12,8 +12,8 @@ the same order, the same head and the same dropout, whatever the regularizer.
 import argparse
 import os
 import sys
-from pathlib import Path
 
+import glue
 import study_grid
 import study_loop
 import study_options
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> bool:
         Whether nothing is left that this process should have done.
     """
     options.tasks = [study_grid.parse_task(task) for task in options.tasks]
-    _check_data_dir(options.data_dir)
+    glue.check_data_dir(options.data_dir)
     runs = study_grid.grid(options)
     folder = ResultFolder(options.output)
     records = folder.read()
@@ -86,15 +86,6 @@ def _make_runner(runs, options):
 
     study_run.make_reproducible()
     return study_run.Runner(tasks)
-
-
-def _check_data_dir(folder):
-    if folder is not None and not Path(folder).is_dir():
-        raise UserError(
-            f"no such data folder: {folder}. Leave out --data-dir, and "
-            "tensorflow-datasets downloads GLUE to its own folder; or make "
-            "one: tfds build glue/sst2 --data_dir FOLDER"
-        )
 
 
 if __name__ == "__main__":

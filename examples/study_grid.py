@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import text_tasks
+import glue
 from command_line import UserError
 from study_method import REGULARIZERS
 from study_method import Method
@@ -152,4 +152,4 @@ def _recipe(options, task):
 
 def data_name(task: str) -> str:
     """The name under which `text_tasks.load` knows a task."""
-    return f"glue/{task}" if task in text_tasks.GLUE_TASKS else task
+    return f"glue/{task}" if task in glue.TASKS else task

@@ -3,9 +3,9 @@
 import argparse
 
 import command_line
+import glue
 import study_loop
 import study_method
-import text_tasks
 
 _REGULARIZERS = "none istar:-5 istar:-1 istar:0 istar:1 istar:5 cosreg:1 isobn"
 
@@ -56,7 +56,8 @@ def _add_grid_options(parser):
         default=["film-reviews"],
         metavar="TASK",
         help="film-reviews (the default, from PyPI); tasks of GLUE: "
-        f"{', '.join(text_tasks.GLUE_TASKS)}; or files as finetune.py takes",
+        f"{', '.join(glue.TASKS)}, tested on the validation split (of mnli on "
+        "validation_matched); or files as finetune.py takes",
     )
     group.add_argument(
         "--regularizers",

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import glue
 from command_line import UserError
-from command_line import summarize
 from downloads import Member
 from downloads import Package
 from downloads import fetch
@@ -26,20 +26,6 @@ _FILM_REVIEWS = Package(
     ),
 )
 _NEUTRAL = 0.5  # Ratings nearer to 0 have no clear label.
-
-_GLUE_TEXTS = {
-    "cola": ("sentence",),
-    "mnli": ("premise", "hypothesis"),
-    "mrpc": ("sentence1", "sentence2"),
-    "qnli": ("question", "sentence"),
-    "qqp": ("question1", "question2"),
-    "rte": ("sentence1", "sentence2"),
-    "sst2": ("sentence",),
-    "stsb": ("sentence1", "sentence2"),
-    "wnli": ("sentence1", "sentence2"),
-}
-GLUE_TASKS = tuple(_GLUE_TEXTS)
-_SCORED = ("stsb",)  # Labels are numbers.
 
 
 class Examples(NamedTuple):
@@ -146,7 +132,7 @@ def _table(path):
     if not Path(path).is_file():
         raise UserError(
             f"no such task or file: {path!r}. Tasks are film-reviews and "
-            f"glue/{{{','.join(_tasks(with_scores=False))}}}"
+            f"{_tasks(with_scores=False)}"
         )
     fields = [line.split("\t") for line in read_lines(path)]
     widths = {len(row) for row in fields}
@@ -174,22 +160,25 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def _tasks(with_scores):
-    return [t for t in _GLUE_TEXTS if with_scores or t not in _SCORED]
+    """Names of GLUE's tasks with classes, or of all, as in braces."""
+    names = [
+        name
+        for name, task in glue.TASKS.items()
+        if with_scores or not task.is_scored
+    ]
+    return f"glue/{{{','.join(names)}}}"
 
 
 def _glue(name, data_dir, with_scores):
-    task = name.removeprefix("glue/")
-    if task not in _tasks(with_scores):
+    task = glue.TASKS.get(name.removeprefix("glue/"))
+    if task is None or task.is_scored and not with_scores:
         raise UserError(
             f"no such classification task with labels: {name!r}. There are "
-            f"glue/{{{','.join(_tasks(with_scores))}}}"
+            f"{_tasks(with_scores)}"
         )
-    suffix = "_matched" if task == "mnli" else ""
-    classes, columns = _read_tfds(
-        name, ["train", f"validation{suffix}"], data_dir
-    )
+    classes, columns = glue.read(name, ["train", task.validation], data_dir)
     official, test = (
-        _in_order(_glue_rows(split, _GLUE_TEXTS[task])) for split in columns
+        _in_order(_glue_rows(split, task.texts)) for split in columns
     )
     train = [row for row in official if _place(row.key) >= 0.1]
     validation = [row for row in official if _place(row.key) < 0.1]
@@ -203,23 +192,6 @@ def _glue_rows(columns, text_names):
     ):
         # A NumPy number as Python's, of its kind.
         yield _Row(str(idx), tuple(f.decode() for f in fields), label.item())
-
-
-def _read_tfds(name, splits, data_dir):
-    """Names of the classes, and for each split a dict of NumPy columns."""
-    try:
-        import tensorflow_datasets as tfds
-
-        splits, info = tfds.load(
-            name, split=splits, data_dir=data_dir, batch_size=-1, with_info=True
-        )
-    except Exception as error:  # TFDS has no common class for its errors.
-        raise UserError(
-            f"cannot load {name} with tensorflow-datasets from "
-            f"{data_dir or 'its default folder'}: {summarize(error)}"
-        ) from error
-    classes = getattr(info.features["label"], "names", ())
-    return classes, tfds.as_numpy(splits)
 
 
 def _split(rows):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import finetune
+import glue
 import keras
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def test_glue_holds_out_train_and_tests_on_validation(monkeypatch):
         assert (name, splits) == ("glue/qnli", ["train", "validation"])
         return ["entailment", "not_entailment"], [columns(200), columns(20)]
 
-    monkeypatch.setattr(text_tasks, "_read_tfds", read)
+    monkeypatch.setattr(glue, "read", read)
     task = text_tasks.load("glue/qnli", limit=15)
     order = sorted(range(200), key=lambda i: place(str(i)))
     held_out = [i for i in order if place(str(i)) < 0.1]
@@ -248,12 +249,20 @@ def test_broken_table(content, message, tmp_path):
         text_tasks.load(str(path))
 
 
-def test_glue_without_data_is_one_line(monkeypatch):
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_glue_without_data_says_how_to_get_it(
+    has_folder, monkeypatch, tmp_path
+):
     tfds = pytest.importorskip("tensorflow_datasets")
 
     def load(*args, **kwargs):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(tfds, "load", load)
-    with pytest.raises(UserError, match="cannot load glue/rte .*no route to"):
-        text_tasks.load("glue/rte", data_dir="nowhere")
+    folder = tmp_path if has_folder else tmp_path / "missing"
+    with pytest.raises(UserError) as caught:
+        text_tasks.load("glue/rte", data_dir=str(folder))
+    message = str(caught.value)
+    assert message.endswith(f"tfds build glue/rte --data_dir {folder}")
+    reason = "no route to host" if has_folder else "no such data folder"
+    assert reason in message
