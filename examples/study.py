@@ -81,6 +81,8 @@ def _make_runner(runs, options):
         )
         for task in dict.fromkeys(run.task for run in runs)
     }
+    for run in runs:
+        study_grid.check_refresh(run, len(tasks[run.task].train.labels))
     # TensorFlow takes seconds to import; what is wrong so far is said at once.
     import study_run
 

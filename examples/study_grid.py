@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,27 @@ def grid(
         )
     }
     return sorted(runs, key=sort_key)
+
+
+def check_refresh(run: Run, num_examples: int) -> None:
+    """Checks that `refresh` is not the same as once an epoch.
+
+    Args:
+        run: The run.
+        num_examples: Training examples that the task has.
+
+    Raises:
+        UserError: If `refresh` counts as many steps as an epoch, or more.
+    """
+    used = min(run.recipe.limit or num_examples, num_examples)
+    steps = math.ceil(used / run.recipe.batch_size)
+    refresh = run.method.refresh
+    if isinstance(refresh, int) and refresh >= steps:
+        raise UserError(
+            f"`refresh` must be below the {steps} steps of an epoch on "
+            f"{run.task}, at whose end there is a pass anyway. Received: "
+            f"refresh={refresh}"
+        )
 
 
 def parse_task(name: str) -> str:

@@ -67,8 +67,9 @@ def _add_grid_options(parser):
         metavar="SPEC",
         help="none, isobn, cosreg:STRENGTH or istar:STRENGTH, the latter with "
         "options: shrinkage=0.8, layers=-1 (or 0+3, all), momentum=0.99, "
-        "refresh=50 (steps between passes for the shrinkage covariance; epoch "
-        "or never), padding=count (as tokens; or skip), for example "
+        "refresh=50 (a pass for the shrinkage covariance after so many steps, "
+        "counted anew in every epoch, and at its end; epoch or never), "
+        "padding=count (as tokens; or skip), for example "
         f"istar:-1,shrinkage=0.8,layers=-1 (default: {_REGULARIZERS})",
     )
     group.add_argument(

@@ -335,6 +335,22 @@ def test_every_few_runs_the_process_is_replaced(runs, tmp_path, monkeypatch):
     assert processes == [1]
 
 
+def test_refreshing_no_oftener_than_every_epoch_is_refused(
+    table_file, tmp_path, capsys
+):
+    """64 examples in batches of 16 are four steps."""
+    with pytest.raises(SystemExit):
+        study.main(
+            ["--output", str(tmp_path / "x"), "--tasks", table_file]
+            + ["--limit", "64", "--regularizers", "none", "istar:1,refresh=4"]
+        )
+    error = capsys.readouterr().err
+    assert "`refresh` must be below the 4 steps of an epoch" in error
+    assert error.endswith("Received: refresh=4\n")
+    (run,) = make_grid("--regularizers", "istar:1,refresh=3", "--seeds", "1")
+    study_grid.check_refresh(run, 64)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
