@@ -1,20 +1,17 @@
 """Works through a grid of runs, together with other processes."""
 
 import datetime
-import statistics
 import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
 
+import study_time
 from command_line import UserError
 from command_line import summarize
 from study_grid import Run
 from study_results import FORMAT
 from study_results import ResultFolder
-
-_SECONDS_PER_TOKEN = 0.5e-3  # MiniLM on two CPU cores, by rough measurement.
-_SECONDS_BESIDES = 25.0
 
 Records = dict[str, dict[str, Any]]
 
@@ -83,31 +80,6 @@ def timestamp() -> str:
     return now.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def estimate(runs: Iterable[Run], records: Records) -> float:
-    """Seconds that the runs should take one after the other.
-
-    A run takes as long as those of the same task and recipe have taken, or
-    else so long for each token and so long besides.
-    """
-    times = {}
-    for record in records.values():
-        if record["status"] == "ok":
-            done = Run.from_dict(record["run"])
-            times.setdefault((done.task, done.recipe), []).append(
-                record["seconds"]["total"]
-            )
-    return sum(_seconds(run, times) for run in runs)
-
-
-def _seconds(run, times):
-    known = times.get((run.task, run.recipe))
-    if known:
-        return statistics.mean(known)
-    examples = (run.recipe.limit or 10_000) * run.recipe.epochs
-    tokens = examples * run.recipe.sequence_length
-    return _SECONDS_BESIDES + _SECONDS_PER_TOKEN * tokens
-
-
 def plan(runs: list[Run], records: Records) -> str:
     """The grid, what is done, and an estimate of the time for the rest."""
     lines = [
@@ -122,10 +94,11 @@ def plan(runs: list[Run], records: Records) -> str:
         else "at"
     )
     lines.append(
-        f"{len(runs)} runs, {len(rest)} to do: about "
-        f"{_duration(estimate(rest, records))} for one process, {basis} "
-        f"{1000 * _SECONDS_PER_TOKEN:g} ms a training token and "
-        f"{_SECONDS_BESIDES:g} s a run, as MiniLM takes on two CPU cores"
+        f"{len(runs)} runs, {len(rest)} to do: about {_time(rest, records)} "
+        f"for one process, {basis} "
+        f"{1000 * study_time.SECONDS_PER_TRAINING_TOKEN:g} ms a training token "
+        f"and {study_time.SECONDS_BESIDES:g} s a run, as MiniLM takes on two "
+        "CPU cores"
     )
     return "\n".join(lines)
 
@@ -169,7 +142,7 @@ def _report(record, runs, records):
     print(
         f"[{len(runs) - len(rest)}/{len(runs)}] {record['name']}: {outcome}; "
         f"{record['seconds']['total']:.0f} s; {len(rest)} left, about "
-        f"{_duration(estimate(rest, records))}",
+        f"{_time(rest, records)}",
         flush=True,
     )
 
@@ -185,6 +158,5 @@ def _closing(runs, records, in_work):
     return text
 
 
-def _duration(seconds):
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+def _time(runs, records):
+    return study_time.shown(study_time.estimate(runs, records))

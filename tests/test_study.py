@@ -17,6 +17,7 @@ import study_loop
 import study_method
 import study_options
 import study_results
+import study_time
 from command_line import UserError
 from study_results import ResultFolder
 
@@ -349,6 +350,36 @@ def test_refreshing_no_oftener_than_every_epoch_is_refused(
     assert error.endswith("Received: refresh=4\n")
     (run,) = make_grid("--regularizers", "istar:1,refresh=3", "--seeds", "1")
     study_grid.check_refresh(run, 64)
+
+
+@pytest.mark.parametrize(
+    ("task", "recorded"),
+    [
+        ("mrpc", [71, 88, 346]),
+        ("rte", [60, 111, 135]),
+        ("sst2", [69, 85, 437]),
+    ],
+)
+def test_estimate_is_near_what_was_recorded(task, recorded):
+    """Least, median and greatest seconds of the runs in `results/study`."""
+    limit = "512" if task == "sst2" else "256"
+    (run,) = make_grid(
+        *("--tasks", task, "--limit", limit),
+        *("--regularizers", "istar:1", "--seeds", "1"),
+    )
+    assert study_time.estimate([run], {}) == pytest.approx(recorded[1], rel=0.3)
+
+
+def test_estimate_without_a_limit_knows_the_size_of_the_task():
+    def hours(*options):
+        options = ["--regularizers", "none", "--seeds", "1", *options]
+        (run,) = make_grid("--tasks", "mnli", *options)
+        return study_time.estimate([run], {}) / 3600
+
+    tokens = 80 * 3 * 0.9 * 392_702
+    assert hours("--limit", "0") == pytest.approx(tokens / 8e6, rel=0.1)
+    assert hours("--limit", "1000000") == hours("--limit", "0")
+    assert hours("--test-limit", "9") < hours() - 0.01
 
 
 @pytest.mark.parametrize(
