@@ -1,12 +1,14 @@
 """Works through a grid of runs, together with other processes."""
 
 import datetime
+import os
 import time
 from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
 
 import study_time
+import study_versions
 from command_line import UserError
 from command_line import summarize
 from study_grid import Run
@@ -125,6 +127,8 @@ def _record(run, execute):
         "name": str(run),
         "run": run.as_dict(),
         **figures,
+        "versions": study_versions.installed(),
+        "cores": os.cpu_count(),
         "started": started,
         "seconds": seconds,
     }

@@ -15,7 +15,6 @@ import classifiers
 import keras
 import study_head
 import study_tasks
-import study_versions
 import tensorflow as tf
 from study_attach import attach
 from study_attach import callbacks_for
@@ -73,7 +72,6 @@ class Runner:
             "examples": {
                 name: len(part.labels) for name, part in parts._asdict().items()
             },
-            "versions": study_versions.installed(),
         }
 
     def _data(self, run):

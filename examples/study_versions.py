@@ -3,9 +3,8 @@
 import importlib.metadata
 import platform
 
-import keras_istar
-
 _PACKAGES = (
+    "keras-istar",
     "keras",
     "keras-hub",
     "numpy",
@@ -13,14 +12,22 @@ _PACKAGES = (
     "scikit-learn",
     "scipy",
     "tensorflow",
+    "tensorflow-datasets",
+    "tensorflow-text",
 )
 
 
 def installed() -> dict[str, str]:
-    """Versions of what the figures depend on."""
+    """Versions of Python and of the packages."""
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    return {
-        "python": platform.python_version(),
-        "keras-istar": keras_istar.__version__,
-        **packages,
+    return {"python": platform.python_version(), **packages}
+
+
+def differences(versions: list[dict[str, str]]) -> dict[str, list[str]]:
+    """The versions of each package of which there are several, in order."""
+    names = dict.fromkeys(name for entry in versions for name in entry)
+    found = {
+        name: sorted({entry[name] for entry in versions if name in entry})
+        for name in names
     }
+    return {name: several for name, several in found.items() if several[1:]}

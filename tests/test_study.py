@@ -382,6 +382,22 @@ def test_estimate_without_a_limit_knows_the_size_of_the_task():
     assert hours("--test-limit", "9") < hours() - 0.01
 
 
+def test_every_line_says_with_what_it_was_made(runs, tmp_path):
+    import keras_istar
+
+    def fail(run):
+        raise RuntimeError("NaN or Inf loss encountered")
+
+    folder = ResultFolder(tmp_path)
+    study_loop.work(runs[:1], folder, fail)
+    study_loop.work(runs[1:2], folder, figures)
+    for record in folder.read().values():
+        versions, cores = record["versions"], record["cores"]
+        assert versions["keras-istar"] == keras_istar.__version__
+        assert {"tensorflow-text", "tensorflow-datasets"} <= set(versions)
+        assert cores == os.cpu_count()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
