@@ -60,6 +60,8 @@ def run(options: argparse.Namespace) -> bool:
         print(study_loop.plan(runs, records))
         return True
     rest = study_loop.to_do(runs, records, options.retry_failed)
+    if rest:
+        folder.check_space()
     execute = _make_runner(rest, options) if rest else None
     return study_loop.work(
         runs, folder, execute, options.retry_failed, _MAX_RUNS

@@ -1,5 +1,6 @@
 """The grid and the result folder of the study, with runs that do nothing."""
 
+import contextlib
 import errno
 import json
 import os
@@ -172,6 +173,9 @@ WORKER = """
     import study_loop, test_study
     from study_results import ResultFolder
 
+    print("ready", flush=True)
+    sys.stdin.readline()
+
     def execute(run):
         print("begins", flush=True)
         time.sleep(0.05)
@@ -188,35 +192,47 @@ def environment():
 
 
 def start_worker(folder):
-    return subprocess.Popen(
+    """A process that has loaded everything and waits for a line."""
+    worker = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(WORKER), str(folder)],
         env=environment(),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert worker.stdout.readline() == "ready\n"
+    return worker
 
 
 def test_killed_again_and_again_it_ends_with_the_same_file(tmp_path):
     for number in range(1, 6):
         worker = start_worker(tmp_path / "killed")
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
         for _ in range(number):
             while worker.stdout.readline() != "begins\n":
                 pass
         time.sleep(0.01 * number)
         worker.send_signal(signal.SIGKILL)
-        worker.communicate()
-    assert start_worker(tmp_path / "killed").wait() == 0
+        worker.wait()
+    worker = start_worker(tmp_path / "killed")
+    worker.communicate("go\n")
+    assert worker.returncode == 0
     grid = make_grid("--regularizers", *REGULARIZERS)
     study_loop.work(grid, ResultFolder(tmp_path / "whole"), figures)
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
-    assert not list(tmp_path.rglob("*.part"))
+    files = {file.name for file in (tmp_path / "killed").rglob("*")}
+    assert files == {"locks", "results.jsonl", "results.jsonl.lock"}
 
 
 def test_two_processes_share_the_work(tmp_path):
     workers = [start_worker(tmp_path), start_worker(tmp_path)]
+    for worker in workers:
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
     counts = [w.communicate()[0].count("begins\n") for w in workers]
     grid = make_grid("--regularizers", *REGULARIZERS)
-    assert sum(counts) == len(grid)
+    assert sum(counts) == len(grid) and min(counts) > 0
     assert [r["id"] for r in results(tmp_path)] == [run.id for run in grid]
 
 
@@ -249,26 +265,60 @@ def test_a_run_that_another_process_has_finished_is_not_repeated(
     [
         lambda line: line[: len(line) // 2],
         lambda line: line.replace(b'"format": 1', b'"format": 99'),
-        lambda line: line.replace(b'"seed": 0', b'"seed": 7'),
+        lambda line: line.replace(b'"seed": 1', b'"seed": 7'),
+        lambda line: line.replace(b'"status": "ok", ', b""),
         lambda line: b"\xff\x00",
         lambda line: b"[]",
     ],
 )
-def test_damaged_lines_are_set_aside(damage, runs, tmp_path, capsys):
+def test_a_damaged_last_line_is_set_aside(damage, runs, tmp_path, capsys):
     folder = ResultFolder(tmp_path)
     study_loop.work(runs, folder, figures)
     whole = results(tmp_path)
     file = tmp_path / "results.jsonl"
-    *lines, last = file.read_bytes().splitlines()
-    lines[0], last = lines[0], damage(lines[0])
-    file.write_bytes(b"\n".join([last, *lines]))
+    *lines, last = file.read_bytes().splitlines(keepends=True)
+    torn = damage(last.rstrip())
+    assert torn != last.rstrip()
+    file.write_bytes(b"".join(lines) + torn)
     capsys.readouterr()
 
     study_loop.work(runs, folder, figures)
     (aside,) = tmp_path.glob("results.damaged-*.jsonl")
-    assert aside.read_bytes() == last + b"\n"
+    assert aside.read_bytes() == torn + b"\n"
     assert f"moved to {aside.name}" in capsys.readouterr().out
     assert results(tmp_path) == whole
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_of_two_lines_of_a_run_the_success_counts(is_first, runs, tmp_path):
+    folder = ResultFolder(tmp_path)
+    study_loop.work(runs, folder, figures)
+    whole = results(tmp_path)
+    file = tmp_path / "results.jsonl"
+    lines = file.read_bytes().splitlines()
+    failed = lines[3].replace(b'"ok"', b'"failed"')
+    lines.insert(3 if is_first else 4, failed)
+    file.write_bytes(b"\n".join([*lines, lines[0]]))
+    assert [r["status"] for r in folder.read().values()] == ["ok"] * len(runs)
+    assert results(tmp_path) == whole
+    (aside,) = tmp_path.glob("results.damaged-*.jsonl")
+    assert set(aside.read_bytes().splitlines()) == {failed, lines[0]}
+
+
+def test_every_line_says_with_what_it_was_made(runs, tmp_path):
+    import keras_istar
+
+    def fail(run):
+        raise RuntimeError("NaN or Inf loss encountered")
+
+    folder = ResultFolder(tmp_path)
+    study_loop.work(runs[:1], folder, fail)
+    study_loop.work(runs[1:2], folder, figures)
+    for record in folder.read().values():
+        versions, cores = record["versions"], record["cores"]
+        assert versions["keras-istar"] == keras_istar.__version__
+        assert {"tensorflow-text", "tensorflow-datasets"} <= set(versions)
+        assert cores == os.cpu_count()
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(
@@ -336,20 +386,22 @@ def test_every_few_runs_the_process_is_replaced(runs, tmp_path, monkeypatch):
     assert processes == [1]
 
 
-def test_refreshing_no_oftener_than_every_epoch_is_refused(
-    table_file, tmp_path, capsys
-):
-    """64 examples in batches of 16 are four steps."""
-    with pytest.raises(SystemExit):
-        study.main(
-            ["--output", str(tmp_path / "x"), "--tasks", table_file]
-            + ["--limit", "64", "--regularizers", "none", "istar:1,refresh=4"]
-        )
-    error = capsys.readouterr().err
-    assert "`refresh` must be below the 4 steps of an epoch" in error
-    assert error.endswith("Received: refresh=4\n")
-    (run,) = make_grid("--regularizers", "istar:1,refresh=3", "--seeds", "1")
-    study_grid.check_refresh(run, 64)
+@pytest.mark.parametrize("option", ["--summarise", "--dry-run"])
+def test_looking_makes_no_folder(option, tmp_path):
+    with contextlib.suppress(SystemExit):
+        study.main(["--output", str(tmp_path / "mistyped"), option])
+    assert not list(tmp_path.iterdir())
+
+
+def test_there_must_be_room_for_the_whole_file(runs, tmp_path, monkeypatch):
+    folder = ResultFolder(tmp_path)
+    study_loop.work(runs, folder, figures)
+    sizes = []
+    monkeypatch.setattr(
+        study_results, "_write_through", lambda _, x: sizes.append(len(x))
+    )
+    folder.check_space()
+    assert sizes[0] > (tmp_path / "results.jsonl").stat().st_size + 2**19
 
 
 @pytest.mark.parametrize(
@@ -382,20 +434,20 @@ def test_estimate_without_a_limit_knows_the_size_of_the_task():
     assert hours("--test-limit", "9") < hours() - 0.01
 
 
-def test_every_line_says_with_what_it_was_made(runs, tmp_path):
-    import keras_istar
-
-    def fail(run):
-        raise RuntimeError("NaN or Inf loss encountered")
-
-    folder = ResultFolder(tmp_path)
-    study_loop.work(runs[:1], folder, fail)
-    study_loop.work(runs[1:2], folder, figures)
-    for record in folder.read().values():
-        versions, cores = record["versions"], record["cores"]
-        assert versions["keras-istar"] == keras_istar.__version__
-        assert {"tensorflow-text", "tensorflow-datasets"} <= set(versions)
-        assert cores == os.cpu_count()
+def test_refreshing_no_oftener_than_every_epoch_is_refused(
+    table_file, tmp_path, capsys
+):
+    """64 examples in batches of 16 are four steps."""
+    with pytest.raises(SystemExit):
+        study.main(
+            ["--output", str(tmp_path / "x"), "--tasks", table_file]
+            + ["--limit", "64", "--regularizers", "none", "istar:1,refresh=4"]
+        )
+    error = capsys.readouterr().err
+    assert "`refresh` must be below the 4 steps of an epoch" in error
+    assert error.endswith("Received: refresh=4\n")
+    (run,) = make_grid("--regularizers", "istar:1,refresh=3", "--seeds", "1")
+    study_grid.check_refresh(run, 64)
 
 
 @pytest.mark.parametrize(
