@@ -7,6 +7,7 @@ from typing import Any
 import output_file
 import pandas as pd
 import study_figures
+import study_sentences
 import study_summary
 from command_line import UserError
 
@@ -58,7 +59,7 @@ def _png(figure):
 
 def markdown(runs: pd.DataFrame, table: pd.DataFrame, records: Records) -> str:
     """Sentences, a table for each setting, and the runs that failed."""
-    lines = [f"- {text}" for text in study_summary.sentences(runs, table)]
+    lines = [f"- {text}" for text in study_sentences.sentences(runs, table)]
     for name, group in table.groupby("setting", sort=False):
         reference = study_summary.baseline(group) or "none"
         lines += [

@@ -1,4 +1,4 @@
-"""What the runs of a study say: a table, paired tests, and sentences.
+"""What the runs of a study say: a table of means and paired tests.
 
 Every method is compared with the baseline of its setting, seed by seed, by a
 paired t-test; Holm's correction is over all comparisons of the study.
@@ -21,8 +21,8 @@ def run_table(records: dict[str, dict[str, Any]]) -> pd.DataFrame:
     """One row for each run that has not failed, in the order of the records.
 
     Columns are `setting` (see `study_settings.names`), `method`, `strength`
-    (NaN if it is not I-STAR with its defaults), `seed`, `score`, `isoscore`
-    and `isoscore_star` (of all layers, on test texts, after training).
+    (NaN if it is not I-STAR with its defaults), `seed`, `score`, and on test
+    texts after training `isoscore` and `isoscore_star` of all layers.
     """
     finished = [r for r in records.values() if r["status"] == "ok"]
     runs = [Run.from_dict(record["run"]) for record in finished]
@@ -35,14 +35,14 @@ def run_table(records: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 
 def _row(run, record):
-    after = record["isotropy"]["after"]["union"]
+    states = record["isotropy"]["after"]
     return {
         "method": str(run.method),
         "strength": run.method.strength if run.method.is_plain else np.nan,
         "seed": run.seed,
         "score": record["test"]["end"]["score"],
-        "isoscore": after["isoscore"],
-        "isoscore_star": after["isoscore_star"],
+        "isoscore": states["union"]["isoscore"],
+        "isoscore_star": states["union"]["isoscore_star"],
     }
 
 
@@ -50,10 +50,10 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each setting and method.
 
     Columns: `seeds`, mean and standard deviation of `score`, mean `isoscore`,
-    and against the baseline over the seeds that both have: `pairs`,
-    `difference` of the score with `low` and `high` end of its 95 % confidence
-    interval, `p`, and `p_holm`. These are NaN for the baseline itself, and
-    without two pairs that differ.
+    and against the baseline over the seeds that both have:
+    `pairs`, `difference` of the score with `low` and `high` end of its 95 %
+    confidence interval, `p`, and `p_holm`. These are NaN for the baseline
+    itself, and without two pairs that differ.
     """
     rows = []
     for name, group in runs.groupby("setting", sort=False):
@@ -109,53 +109,3 @@ def _holm(p):
     if is_tested.any():
         corrected[is_tested] = multipletests(p[is_tested], LEVEL, "holm")[1]
     return corrected
-
-
-def sentences(runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-    """For each setting: what is better or worse, and if isotropy obeys."""
-    found = []
-    for name, group in table.groupby("setting", sort=False):
-        found.append(f"{name}: {_verdict(group)}")
-        order = _order(runs[runs["setting"] == name])
-        if order is not None:
-            found.append(f"{name}: {order}")
-    return found
-
-
-def _verdict(group):
-    tested = group[group["p_holm"].notna()]
-    if tested.empty:
-        return "no method has two seeds to compare with a baseline."
-    said = []
-    for word, which in (
-        ("better", tested["difference"] > 0),
-        ("worse", tested["difference"] < 0),
-    ):
-        methods = tested[which & (tested["p_holm"] < LEVEL)]["method"]
-        if len(methods):
-            said.append(f"{', '.join(methods)} {word} than the baseline")
-    rest = tested[tested["p_holm"] >= LEVEL]["method"]
-    if len(rest):
-        said.append(f"{', '.join(rest)} not distinguishable from it")
-    text = "; ".join(said)
-    return (text if len(rest) < len(tested) else _none_differs(rest)) + "."
-
-
-def _none_differs(methods):
-    return f"{', '.join(methods)} not distinguishable from the baseline"
-
-
-def _order(runs):
-    """Whether IsoScore rises with the strength, seed by seed."""
-    ladder = runs[runs["strength"].notna()].pivot(
-        index="seed", columns="strength", values="isoscore"
-    )
-    ladder = ladder.dropna().sort_index(axis=1)
-    if ladder.shape[1] < 2 or ladder.empty:
-        return None
-    rises = (np.diff(ladder.to_numpy(), axis=1) > 0).all(axis=1).sum()
-    strengths = ", ".join(f"{strength:g}" for strength in ladder.columns)
-    return (
-        f"IsoScore rises with the strength ({strengths}) in {rises} of "
-        f"{len(ladder)} seeds."
-    )
