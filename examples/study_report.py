@@ -14,8 +14,8 @@ from command_line import UserError
 Records = dict[str, dict[str, Any]]
 
 _TABLE_HEADING = (
-    "| method | seeds | score | IsoScore | difference, 95 % interval | p | "
-    "p (Holm) |"
+    "| method | seeds | score | IsoScore | TwoNN dimension, last layer | "
+    "difference, 95 % interval | p | p (Holm) |"
 )
 
 
@@ -67,7 +67,7 @@ def markdown(runs: pd.DataFrame, table: pd.DataFrame, records: Records) -> str:
             f"**{name}**, against {reference}:",
             "",
             _TABLE_HEADING,
-            "|---|---|---|---|---|---|---|",
+            "|---|---|---|---|---|---|---|---|",
             *(_line(row) for row in group.itertuples()),
         ]
     failures = _failures(records)
@@ -82,6 +82,7 @@ def _line(row):
         str(row.seeds),
         f"{row.score:.3f}" + _deviation(row.deviation),
         f"{row.isoscore:.3f}",
+        "" if pd.isna(row.dimension) else f"{row.dimension:.1f}",
         _difference(row),
         _probability(row.p),
         _probability(row.p_holm),

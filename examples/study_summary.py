@@ -22,7 +22,8 @@ def run_table(records: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
     Columns are `setting` (see `study_settings.names`), `method`, `strength`
     (NaN if it is not I-STAR with its defaults), `seed`, `score`, and on test
-    texts after training `isoscore` and `isoscore_star` of all layers.
+    texts after training `isoscore` and `isoscore_star` of all layers, and
+    `dimension` of the last one by TwoNN.
     """
     finished = [r for r in records.values() if r["status"] == "ok"]
     runs = [Run.from_dict(record["run"]) for record in finished]
@@ -36,6 +37,7 @@ def run_table(records: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 def _row(run, record):
     states = record["isotropy"]["after"]
+    *_, last = (state for name, state in states.items() if name != "union")
     return {
         "method": str(run.method),
         "strength": run.method.strength if run.method.is_plain else np.nan,
@@ -43,14 +45,15 @@ def _row(run, record):
         "score": record["test"]["end"]["score"],
         "isoscore": states["union"]["isoscore"],
         "isoscore_star": states["union"]["isoscore_star"],
+        "dimension": last["twonn_dimension"],
     }
 
 
 def compare(runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each setting and method.
 
-    Columns: `seeds`, mean and standard deviation of `score`, mean `isoscore`,
-    and against the baseline over the seeds that both have:
+    Columns: `seeds`, mean and standard deviation of `score`, mean `isoscore`
+    and `dimension`, and against the baseline over the seeds that both have:
     `pairs`, `difference` of the score with `low` and `high` end of its 95 %
     confidence interval, `p`, and `p_holm`. These are NaN for the baseline
     itself, and without two pairs that differ.
@@ -68,6 +71,7 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
                     "score": own["score"].mean(),
                     "deviation": own["score"].std(),
                     "isoscore": own["isoscore"].mean(),
+                    "dimension": own["dimension"].astype("float64").mean(),
                     **_paired(scores, method, reference),
                 }
             )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import resource
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,9 @@ import study_summary
 from command_line import UserError
 from matplotlib.colors import to_rgb
 from scipy import stats
+from study_results import ResultFolder
 
+RESULTS = Path(__file__).parents[1] / "examples" / "results"
 METHODS = ("istar:-5", "istar:0", "istar:5", "cosreg:1")
 EFFECTS = {"istar:-5": -0.1, "istar:0": 0.0, "istar:5": 0.1, "cosreg:1": 0.0}
 
@@ -88,6 +91,17 @@ def test_holm_counts_all_comparisons():
     assert len(tested) == 6
     expected = np.maximum.accumulate(tested["p"] * np.arange(6, 0, -1))
     np.testing.assert_allclose(tested["p_holm"], np.minimum(expected, 1.0))
+
+
+def test_dimension_is_that_of_the_last_layer():
+    records = make_records(seeds=2)
+    first = next(iter(records.values()))
+    _, table = make_tables(records)
+    assert table["dimension"].tolist() == pytest.approx([4.2] * len(METHODS))
+    first["isotropy"]["after"]["layer_1"]["twonn_dimension"] = None
+    runs, table = make_tables(records)
+    assert table["dimension"].tolist() == pytest.approx([4.2] * len(METHODS))
+    assert "| 4.2 |" in study_report.markdown(runs, table, records)
 
 
 def test_sentences():
@@ -234,6 +248,15 @@ def no_large_files():
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
     return scope
+
+
+@pytest.mark.parametrize("name", ["study", "ablation"])
+def test_committed_summary_is_that_of_the_committed_results(name):
+    folder = RESULTS / name
+    records = ResultFolder(folder).read()
+    text = study_report.markdown(*make_tables(records), records)
+    assert (folder / "summary.md").read_text(encoding="utf-8") == text
+    assert not (folder / "locks").exists()
 
 
 def test_nothing_to_summarise(tmp_path, capsys):
