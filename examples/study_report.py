@@ -9,6 +9,7 @@ import pandas as pd
 import study_figures
 import study_sentences
 import study_summary
+import study_versions
 from command_line import UserError
 
 Records = dict[str, dict[str, Any]]
@@ -70,6 +71,7 @@ def markdown(runs: pd.DataFrame, table: pd.DataFrame, records: Records) -> str:
             "|---|---|---|---|---|---|---|---|",
             *(_line(row) for row in group.itertuples()),
         ]
+    lines += _mixed_versions(records)
     failures = _failures(records)
     if failures:
         lines += ["", "Failed runs:", "", *(f"- {line}" for line in failures)]
@@ -107,6 +109,15 @@ def _probability(p):
     if pd.isna(p):
         return ""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _mixed_versions(records):
+    versions = [record.get("versions", {}) for record in records.values()]
+    found = study_versions.differences(versions)
+    if not found:
+        return []
+    named = [f"{name} {' and '.join(x)}" for name, x in found.items()]
+    return ["", f"Runs differ in versions: {', '.join(named)}."]
 
 
 def _failures(records):

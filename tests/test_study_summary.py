@@ -250,6 +250,19 @@ def no_large_files():
     return scope
 
 
+def test_different_versions_are_named():
+    records = make_records(seeds=2)
+    runs, table = make_tables(records)
+    for i, record in enumerate(records.values()):
+        record["versions"] = {"keras": "3.15", "scipy": f"1.{i % 2}"}
+    record["versions"]["tensorflow-text"] = "2.20"
+    text = study_report.markdown(runs, table, records)
+    assert text.endswith("\nRuns differ in versions: scipy 1.0 and 1.1.\n")
+    for record in records.values():
+        record["versions"]["scipy"] = "1.0"
+    assert "versions" not in study_report.markdown(runs, table, records)
+
+
 @pytest.mark.parametrize("name", ["study", "ablation"])
 def test_committed_summary_is_that_of_the_committed_results(name):
     folder = RESULTS / name
