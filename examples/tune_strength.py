@@ -9,10 +9,16 @@ on with the trials that are left. The test part is scored once, for the best.
 """
 
 import argparse
+import json
+from pathlib import Path
 
 import command_line
 import finetune
+import output_file
 import text_tasks
+from command_line import UserError
+
+_MAY_CHANGE = ("trials", "output", "data_dir")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,10 +32,38 @@ def run(options: argparse.Namespace) -> None:
     data = text_tasks.load(
         options.task, options.data_dir, options.limit or None
     )
+    _keep_options(options)
     # TensorFlow takes seconds to import; what is wrong so far is said at once.
     import tuning
 
     print(tuning.search(data, options))
+
+
+def _keep_options(options):
+    """Writes them to the folder, or refuses trials made with others."""
+    folder = Path(options.output)
+    file = folder / "options.json"
+    values = {k: v for k, v in vars(options).items() if k not in _MAY_CHANGE}
+    if file.exists():
+        known = _read(file)
+    else:
+        known = {} if any(folder.iterdir()) else values
+    changed = [name for name in values if known.get(name) != values[name]]
+    if changed:
+        received = ", ".join(f"{name}={values[name]!r}" for name in changed)
+        raise UserError(
+            f"`output` holds trials with other options, or other files: take "
+            f"another folder for these. Received: output={options.output}, "
+            f"{received}"
+        )
+    output_file.write(str(file), json.dumps(values, indent=2).encode())
+
+
+def _read(file):
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
 
 
 def make_parser() -> command_line.Parser:
@@ -60,7 +94,8 @@ def make_parser() -> command_line.Parser:
         "--output",
         required=True,
         metavar="FOLDER",
-        help="folder of the trials, also those of an earlier start",
+        help="folder of the trials, new or of an earlier start with the same "
+        "options; --trials and --data-dir may change",
     )
     parser.set_defaults(
         strategy="none", regularizer="istar", momentum=None, log_dir=None

@@ -30,6 +30,45 @@ def search(preset, table_file, tmp_path, capsys):
     return search
 
 
+@pytest.fixture
+def start(table_file, tmp_path, monkeypatch, capsys):
+    """Function that starts a search for nothing; returns what went wrong."""
+    pytest.importorskip("keras_tuner")
+    import tuning
+
+    monkeypatch.setattr(tuning, "search", lambda data, options: "a table")
+
+    def start(*options):
+        command = ["--task", table_file, "--output", str(tmp_path / "search")]
+        try:
+            tune_strength.main([*command, *options])
+        except SystemExit:
+            return capsys.readouterr().err
+
+    return start
+
+
+def test_trials_are_for_one_set_of_options(start, tmp_path):
+    assert start("--epochs", "2") is None
+    assert start("--epochs", "2", "--trials", "3") is None
+    other = tmp_path / "other.tsv"
+    other.write_bytes((tmp_path / "sentences.tsv").read_bytes())
+    error = start("--epochs", "2", "--task", str(other))
+    assert error.count("\n") == 1 and "trials with other options" in error
+    assert error.endswith(f"task={str(other)!r}\n")
+    assert error.count("=") == 2
+    assert "epochs=1" in start()
+    assert start("--epochs", "2") is None
+
+
+@pytest.mark.parametrize("content", [None, b'{"task": "gl'])
+def test_trials_of_unknown_options_are_left_alone(content, start, tmp_path):
+    (tmp_path / "search" / "istar").mkdir(parents=True)
+    if content is not None:
+        (tmp_path / "search" / "options.json").write_bytes(content)
+    assert start().count("\n") == 1
+
+
 def _trials(tmp_path):
     files = Path(tmp_path / "search" / "istar").glob("trial_*/trial.json")
     return [json.loads(file.read_text()) for file in files]
