@@ -6,6 +6,18 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_istar import model_inputs
+from keras_istar import preprocessor_inputs
+
+_DATASETS = (
+    ("grain", "DataLoader"),
+    ("grain", "IterDataset"),
+    ("grain", "MapDataset"),
+    ("tensorflow", "DatasetV2"),
+    ("tensorflow", "DistributedDatasetInterface"),
+    ("torch", "DataLoader"),
+)
+
 
 def preprocessed(
     model: keras.Model, data: Any, batch_size: int
@@ -33,7 +45,7 @@ def preprocessed(
 def check_data(model: keras.Model, data: Any) -> None:
     """Raises unless `data` can be what `fit` of `model` takes as `x`.
 
-    Datasets are not looked into.
+    Of datasets, only the `element_spec` is looked at.
 
     Raises:
         ValueError: If it cannot.
@@ -44,6 +56,8 @@ def check_data(model: keras.Model, data: Any) -> None:
             f"Received: data of type {type(data).__name__}"
         )
     if _is_dataset(data):
+        if hasattr(data, "element_spec"):
+            _check_examples(model, _x_of(data.element_spec))
         return
     has_preprocessor = getattr(model, "preprocessor", None) is not None
     are_inputs = isinstance(data, list) and not has_preprocessor
@@ -60,42 +74,34 @@ def check_data(model: keras.Model, data: Any) -> None:
         raise ValueError(
             f"`data` must be of one length. Received: lengths={lengths}"
         )
-    if not has_preprocessor and not isinstance(data, dict):
-        _check_inputs(getattr(model, "inputs", None), arrays)
+    if all(lengths):  # Whoever needs an example says so.
+        _check_examples(model, data)
+        if has_preprocessor:
+            _try_preprocessor(model, data)
 
 
-def _check_inputs(inputs, arrays):
-    """Raises unless the arrays fit the symbolic inputs of a model."""
-    if not inputs or not arrays:
-        return
-    if len(inputs) != len(arrays):
+def _try_preprocessor(task, data):
+    try:
+        task.preprocess_samples(_map_leaves(data, lambda leaf: leaf[:1]))
+    except Exception as e:
         raise ValueError(
-            f"`data` must have one array for each of the {len(inputs)} inputs "
-            f"of the model. Received: {len(arrays)} arrays"
-        )
-    for tensor, array in zip(inputs, arrays, strict=True):
-        if not _fits(tensor.shape[1:], array.shape[1:]):
-            raise ValueError(
-                f"`data` must fit the input {tensor.name!r} of the model, "
-                f"{tuple(tensor.shape)}. Received: shape {tuple(array.shape)}"
-            )
-        is_text = isinstance(array, np.ndarray) and array.dtype.kind in "OSU"
-        if is_text and tensor.dtype != "string":
-            raise ValueError(
-                f"`data` must hold numbers for the input {tensor.name!r} of "
-                f"the model. Received: dtype {array.dtype}"
-            )
+            "`data` must be what the preprocessor of the KerasHub task takes. "
+            f"Received: data of type {type(data).__name__}"
+        ) from e
 
 
-def _fits(expected, shape):
-    """Whether a shape is as expected; Keras adds and drops a last axis of 1."""
-    if len(expected) != len(shape):
-        return abs(len(expected) - len(shape)) == 1 and 1 in (
-            expected[-1:] + shape[-1:]
-        )
-    return all(
-        e is None or e == s for e, s in zip(expected, shape, strict=True)
-    )
+def _x_of(element):
+    return element[0] if isinstance(element, tuple) else element
+
+
+def _check_examples(model, x):
+    """Raises unless a batch, or the spec of one, can enter the model."""
+    preprocessor = getattr(model, "preprocessor", None)
+    if preprocessor is None:
+        model_inputs.check_inputs(model, x)
+    elif preprocessor_inputs.are_texts(preprocessor):
+        for leaf in _leaves(x):
+            preprocessor_inputs.check_texts(leaf)
 
 
 def count_examples(data: Any) -> int | None:
@@ -172,14 +178,18 @@ def _is_arrays(data):
 def _is_array(leaf, or_list=True):
     if isinstance(leaf, list):
         return or_list
-    return len(getattr(leaf, "shape", ())) > 0 and hasattr(leaf, "__getitem__")
+    try:
+        return len(leaf.shape) > 0 and len(leaf) >= 0
+    except (AttributeError, TypeError, ValueError):
+        return False
 
 
 def _is_dataset(data):
-    """Whether `data` comes in batches, of which nothing is known yet."""
-    is_one = not isinstance(data, (bytes, dict, list, str, tuple))
-    is_iterable = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
-    return is_one and is_iterable and not hasattr(data, "shape")
+    """Whether `data` comes in batches, as datasets that Keras knows do."""
+    return isinstance(data, keras.utils.PyDataset) or any(
+        (kind.__module__.partition(".")[0], kind.__name__) in _DATASETS
+        for kind in type(data).__mro__
+    )
 
 
 def _leaves(data):

@@ -123,6 +123,9 @@ def check_tensor(name: str, value: Any) -> Any:
         dtype = keras.backend.standardize_dtype(tensor.dtype)
         if dtype == "string" or "complex" in dtype:
             raise TypeError(f"{dtype} is no real number.")
+        is_symbolic = isinstance(tensor, keras.KerasTensor)
+        if is_symbolic or not hasattr(tensor, "__array__"):
+            raise TypeError(f"{type(tensor).__name__} has no array of values.")
         return tensor
     except Exception as e:
         raise ValueError(
