@@ -12,6 +12,8 @@ from keras_istar.tensor_checks import check_points
 
 # A cloud narrower than this is a single point to float32.
 _SMALLEST_SPREAD = 1e-36
+# Sums of points wider than this may overflow.
+_LARGE = 2.0**64
 
 
 def isoscore(points: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -34,8 +36,8 @@ def isoscore(points: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Returns:
         Scalar tensor in [0, 1]. It is 0, with gradient 0, for fewer than two
-        points and for points that are all equal; NaN if a point that counts
-        holds NaN or infinity.
+        points and for points that are all equal, as to float32 those within
+        1e-36 are; NaN if a point that counts holds NaN or infinity.
 
     Raises:
         ValueError: If `points` has fewer than two dimensions or `dim` < 2, or
@@ -118,9 +120,10 @@ def isoscore_star(
     # Bring both matrices to one unit that neither overflows nor underflows:
     # `batch` is in units of spread², `target` in units of 1.
     target = ops.cast(target, batch.dtype)
-    width = ops.sqrt(ops.max(ops.abs(target)))
-    unit = ops.stop_gradient(ops.maximum(spread, width))
-    batch = batch * ops.square(spread / unit)
+    width = ops.sqrt(ops.stop_gradient(ops.max(ops.abs(target))))
+    unit = ops.maximum(spread, width)
+    # The spread of points near the largest float is infinite.
+    batch = batch / ops.square(ops.maximum(width / spread, 1.0))
     target = target / unit / unit
     return isotropy.isoscore_from_covariance(
         moments.shrink(batch, target, shrinkage)
@@ -162,13 +165,22 @@ def isoscore_from_covariance(covariance: Tensor) -> Tensor:
 def _standardize(points, mask):
     """Points about their mean in units of the widest deviation, and that unit.
 
-    Squares of the result neither overflow nor vanish, whatever the scale.
+    Neither sums nor squares overflow or vanish, whatever the scale.
     """
-    points = ops.cast(points, moments_dtype(points.dtype))
+    points = ops.cast(points, moments.moments_dtype(points.dtype))
+    # To divide by a power of two rounds nothing, as another number would.
+    unit = ops.where(_largest(points, mask) > _LARGE, _LARGE, 1.0)
+    unit = ops.cast(unit, points.dtype)
+    points = points / unit
     points = points - moments.token_center(points, mask)
-    widths = ops.abs(ops.stop_gradient(points))
-    if mask is not None:
-        widths = ops.where(ops.cast(mask, "bool")[..., None], widths, 0.0)
-    spread = ops.max(widths, initial=0.0)
+    spread = _largest(points, mask)
     spread = ops.where(spread > _SMALLEST_SPREAD, spread, 1.0)
-    return points / spread, spread
+    return points / spread, spread * unit
+
+
+def _largest(points, mask):
+    """The largest absolute value in points that count, as a constant."""
+    sizes = ops.abs(ops.stop_gradient(points))
+    if mask is not None:
+        sizes = ops.where(ops.cast(mask, "bool")[..., None], sizes, 0.0)
+    return ops.max(sizes, initial=0.0)

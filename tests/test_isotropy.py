@@ -118,6 +118,18 @@ def test_extreme_scales_keep_score_and_gradient(gradient, family, scale):
     )
 
 
+@pytest.mark.parametrize("size", [1e20, 1e38, 3.4e38])
+def test_points_whose_sum_float32_does_not_hold(rng, size):
+    points = rng.uniform(-1.0, 1.0, size=(300, 6)) * [1, 1, 1, 0.5, 0.1, 0.01]
+    points[:, 0] = abs(points[:, 0])
+    expected = oracle.score(oracle.covariance(points))
+    points = (size * points).astype("float32")
+    assert abs(float(keras_istar.isoscore(points)) - expected) < 1e-5
+    # The scale of the points makes that of the target nothing.
+    star = keras_istar.isoscore_star(points, np.eye(6, dtype="float32"), 0.5)
+    assert abs(float(star) - expected) < 1e-5
+
+
 @pytest.mark.parametrize(
     "points, mask",
     [
