@@ -167,7 +167,7 @@ def _standardize(points, mask):
 
     Neither sums nor squares overflow or vanish, whatever the scale.
     """
-    points = ops.cast(points, moments.moments_dtype(points.dtype))
+    points = ops.cast(points, moments_dtype(points.dtype))
     # To divide by a power of two rounds nothing, as another number would.
     unit = ops.where(_largest(points, mask) > _LARGE, _LARGE, 1.0)
     unit = ops.cast(unit, points.dtype)
