@@ -13,8 +13,15 @@ from typing import Any
 from typing import NamedTuple
 
 import keras
-from keras.src import backend
-from keras.src.models.functional import Functional
+
+try:
+    from keras.src.backend import get_keras_mask
+    from keras.src.models.functional import Functional
+except ImportError as e:
+    raise ImportError(
+        f"keras_istar relies on private names, of which Keras "
+        f"{keras.__version__} has moved one: {e}"
+    ) from e
 
 _BELOW_OUTPUTS = -1  # Outputs are at depth 0.
 
@@ -214,7 +221,7 @@ def forget_traces(model: keras.Model) -> None:
 
 def keras_mask(tensor: Any) -> Any:
     """The mask that Keras layers have put on `tensor`, or None."""
-    return backend.get_keras_mask(tensor)
+    return get_keras_mask(tensor)
 
 
 def find_layers(model: keras.Model, kind: type) -> list[keras.layers.Layer]:

@@ -1,5 +1,6 @@
 """Which Keras, TensorFlow and KerasHub the package works with."""
 
+import importlib.metadata
 import re
 import sys
 
@@ -18,13 +19,24 @@ def check_versions() -> None:
 
     Raises:
         ImportError: If Keras, or TensorFlow or KerasHub where they have been
-            imported, is older or newer than the package supports.
+            imported or are installed, is older or newer than the package
+            supports.
     """
     _check("keras", keras.__version__)
     for package in ("tensorflow", "keras_hub"):
-        version = getattr(sys.modules.get(package), "__version__", None)
+        version = _version(package)
         if version is not None:
             _check(package, version)
+
+
+def _version(package):
+    """Of the package imported, or else of the one that would be, if any."""
+    if package in sys.modules:
+        return getattr(sys.modules[package], "__version__", None)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _check(package, installed):

@@ -1,6 +1,7 @@
 """What is asked of Keras, TensorFlow and KerasHub, and what is said of it."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -62,6 +63,61 @@ def test_other_versions_are_refused_at_import(package, version, allowed):
     assert done.stderr.splitlines()[-1] == (
         f"ImportError: keras_istar needs `{package}` {allowed}. "
         f"Received: {package}.__version__={version!r}"
+    )
+
+
+@pytest.mark.parametrize(
+    "package, version, allowed",
+    [
+        ("tensorflow", "2.19.1", "2.20 or newer, before 3"),
+        ("tensorflow", "3.0.0", "2.20 or newer, before 3"),
+        ("keras_hub", "0.31.1", "0.32 or newer"),
+    ],
+)
+def test_other_versions_that_are_only_installed(
+    package, version, allowed, tmp_path
+):
+    pytest.importorskip("jax")  # With which Keras imports no TensorFlow.
+    folder = tmp_path / f"{package}-{version}.dist-info"
+    folder.mkdir()
+    name = package.replace("_", "-")
+    (folder / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", "import keras_istar"],
+        env=os.environ | {"PYTHONPATH": paths, "KERAS_BACKEND": "jax"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr.splitlines()[-1] == (
+        f"ImportError: keras_istar needs `{package}` {allowed}. "
+        f"Received: {package}.__version__={version!r}"
+    )
+
+
+def test_packages_that_are_not_installed_pass():
+    assert versions._version("no_such_package") is None
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("keras.src.models.functional", "Functional"),
+        ("keras.src.backend", "get_keras_mask"),
+    ],
+)
+def test_private_names_that_keras_has_moved(module, name):
+    code = (
+        f"import sys, keras; del sys.modules[{module!r}].{name}; "
+        "import keras_istar"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert re.match(
+        "ImportError: keras_istar relies on private names, of which Keras "
+        f"{keras.__version__} has moved one: .*{name!r} from {module!r}",
+        done.stderr.splitlines()[-1],
     )
 
 
