@@ -1,6 +1,5 @@
 """What is asked of Keras, TensorFlow and KerasHub, and what is said of it."""
 
-import ast
 import os
 import re
 import subprocess
@@ -10,21 +9,10 @@ from pathlib import Path
 
 import keras
 import pytest
-from workers.small_models import bert_classifier
 
-import keras_istar
-from keras_istar import functional_graph
 from keras_istar import versions
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = Path(keras_istar.__file__).parent
-
-LAYER = """_layers _losses _inbound_nodes _outbound_nodes _remat_mode _tracker
-    _flatten_layers _get_call_context"""
-MODEL = """_inputs _outputs _inputs_struct _outputs_struct _nodes
-    _nodes_by_depth _operations _operations_by_depth compute_loss
-    train_function test_function predict_function"""
-NODE = "operation arguments input_tensors outputs is_input"
 
 
 def test_bounds_are_those_of_the_installer():
@@ -126,47 +114,3 @@ def test_private_names_that_keras_has_moved(module, name):
 )
 def test_supported_versions_pass(version):
     versions._check("keras", version)
-
-
-def test_keras_has_what_the_graph_surgery_relies_on():
-    model = bert_classifier()
-    layer = model.layers[-1]
-    (node,) = layer._inbound_nodes
-    for thing, names in ((layer, LAYER), (model, MODEL), (node, NODE)):
-        for name in names.split():
-            assert hasattr(thing, name), (
-                f"Keras {keras.__version__} has moved "
-                f"`{type(thing).__name__}.{name}`, which "
-                f"{functional_graph.__name__} relies on"
-            )
-    outputs = model._nodes_by_depth[0]
-    assert {node.operation for node in outputs} == {layer}, (
-        f"Keras {keras.__version__} no longer has outputs at depth 0 of "
-        f"`_nodes_by_depth`, below which {functional_graph.__name__} adds nodes"
-    )
-
-
-def test_private_names_of_keras_are_used_in_one_file():
-    own = {"_asdict", "_replace", "_fields"}  # Of named tuples.
-    for path in PACKAGE.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                own.add(node.name)
-            elif isinstance(node, ast.Attribute):
-                if isinstance(node.ctx, ast.Store):
-                    own.add(node.attr)
-    for path in PACKAGE.glob("*.py"):
-        if path.stem != functional_graph.__name__.rpartition(".")[2]:
-            found = set(_foreign_private_names(path)) - own
-            assert not found, f"{path.name} uses {found}"
-
-
-def _foreign_private_names(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and "keras.src" in str(node.module):
-            yield node.module
-        if isinstance(node, ast.Attribute):
-            owner = getattr(node.value, "id", None)
-            is_private = re.match("_(?!_|keras_istar)", node.attr)
-            if is_private and owner not in ("self", "cls"):
-                yield node.attr
