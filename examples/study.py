@@ -6,7 +6,8 @@ does, on the film reviews, every regularizer of `--regularizers` with every
 seed, and writes a line of JSON for each run to `study/results.jsonl`. Stop it
 at any time: the same command goes on where it was. Start it twice, and the two
 processes share the work. Runs of one task and seed have the same examples in
-the same order, the same head and the same dropout, whatever the regularizer.
+the same order, the same encoder and the same dropout, whatever the regularizer,
+and the same head; that of isobn is another, trained through IsoBN.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """One run of the study: options -> figures.
 
 As in `recipe.py`, the head is trained first, on the encoder as it is. Runs of
-one task and seed share the head, the order of examples and the seeds of
-dropout: they differ in the regularizer alone.
+one task and seed share the encoder, the head, the order of examples and the
+seeds of dropout: they differ in the regularizer alone. Only with IsoBN the head
+is another one, trained on normalized features.
 """
 
 import math

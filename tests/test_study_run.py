@@ -93,7 +93,7 @@ def test_a_run_does_not_depend_on_those_before_it(tasks, make_run):
 def test_methods_of_a_seed_start_alike(runner, make_run, monkeypatch):
     import study_run
 
-    starts = {}
+    starts, heads = {}, {}
 
     class Record(keras.callbacks.Callback):
         def __init__(self, name, data):
@@ -106,9 +106,15 @@ def test_methods_of_a_seed_start_alike(runner, make_run, monkeypatch):
                 for variable in self.model.variables
                 if "seed" in variable.path and "istar" not in variable.path
             ]
-            weights = [w.numpy() for w in self.model.trainable_weights]
+            encoder = self.model.backbone.trainable_weights
             batches = [x["token_ids"].numpy() for x, _ in self.data]
+            weights = [weight.numpy() for weight in encoder]
             starts[self.name] = [*weights, *seeds, *batches]
+            heads[self.name] = [
+                weight.numpy()
+                for weight in self.model.trainable_weights
+                if not any(weight is other for other in encoder)
+            ]
 
     fit = study_run._fit
 
@@ -120,15 +126,19 @@ def test_methods_of_a_seed_start_alike(runner, make_run, monkeypatch):
         return fit(task, parts, run, [*callbacks, record])
 
     monkeypatch.setattr(study_run, "_fit", recorded)
-    specs = ["none", "istar:0", "cosreg:1"]
+    specs = ["none", "istar:0", "cosreg:1", "isobn"]
     figures = [runner(make_run(spec)) for spec in specs]
     expected = starts.pop("none")
     assert len(expected) > 30
     for spec, start in starts.items():
         assert len(start) == len(expected), spec
         assert all(map(np.array_equal, start, expected)), spec
-    heads = [f["test"]["head"] for f in figures]
-    assert heads == [heads[0]] * len(specs)
+    for spec in specs[1:]:
+        is_same = all(map(np.array_equal, heads[spec], heads["none"]))
+        assert len(heads[spec]) == len(heads["none"]) > 1, spec
+        assert is_same == (spec != "isobn"), spec
+    scores = [f["test"]["head"] for f in figures[:3]]
+    assert scores == [scores[0]] * 3
     plain, zero = figures[0]["epochs"][-1], figures[1]["epochs"][-1]
     for name in ("loss", "isoscore_layer_1", "isoscore_union"):
         assert plain[name] == pytest.approx(zero[name], rel=1e-5), name
