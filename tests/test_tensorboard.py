@@ -181,6 +181,30 @@ def test_image_is_the_figure_of_the_report(data, folder):
     assert np.mean(np.any(expected != 1, axis=-1)) > 0.03
 
 
+def test_image_shows_both_scores(data, folder, monkeypatch):
+    pytest.importorskip("matplotlib")
+    drawn = []
+    draw = plots.report_image
+    monkeypatch.setattr(
+        plots, "report_image", lambda rows: drawn.append(rows) or draw(rows)
+    )
+    model, layer = _model(shrinkage=0.9)
+    _fit(model, data, [_callback(data, log_dir=folder)])
+    target = np.asarray(keras.ops.convert_to_tensor(layer.shrinkage_covariance))
+    ((*states, union),) = drawn
+    assert [row.layer for row in states] == ["lower", "upper"]
+    for row in (*states, union):
+        covariance = oracle.covariance(_clouds(model, data[0])[row.layer])
+        shrunk = 0.1 * covariance + 0.9 * target
+        assert row.values == pytest.approx(
+            {
+                "isoscore": oracle.score(covariance),
+                "isoscore_star": oracle.score(shrunk),
+            },
+            abs=1e-5,
+        )
+
+
 def test_no_pass_more(data, folder, monkeypatch):
     passes = []
     run = StatesPass.run
