@@ -1,10 +1,11 @@
 """R replicas of `MirroredStrategy` train as one device does."""
 
+import functools
 import importlib.util
 
 import numpy as np
 import pytest
-from workers.launch import run_workers
+from workers.launch import run_worker
 
 pytestmark = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("tensorflow", "keras_hub"))),
@@ -22,8 +23,16 @@ CASES = {
     2: [*SMALL, *UNEVEN],
     4: [*SMALL, *UNEVEN, *LISTS, *BASELINES, *REST],
 }
+# Four replicas do what one and two do, and more.
+REPLICAS = [
+    pytest.param(1, marks=pytest.mark.slow),
+    pytest.param(2, marks=pytest.mark.slow),
+    4,
+]
 EXACT = [
-    (case, replicas)
+    pytest.param(
+        case, replicas, marks=[] if replicas == 4 else [pytest.mark.slow]
+    )
     for replicas in (1, 2, 4)
     for case in CASES[replicas]
     if case not in ("batch_norm", "plain_uneven", "no_sync")
@@ -33,10 +42,14 @@ LOGS = ("loss", "isoscore", "cosine", "penalty", "accuracy", "mse")
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """Quantities that workers saved, by number of replicas; 0: no strategy."""
-    folder = tmp_path_factory.mktemp("mirrored")
-    jobs = [([replicas, *cases], {}) for replicas, cases in CASES.items()]
-    return dict(zip(CASES, run_workers(folder, "mirrored", jobs), strict=True))
+    """Function from a number of replicas to quantities; 0: no strategy."""
+
+    @functools.cache
+    def measure(replicas):
+        folder = tmp_path_factory.mktemp("mirrored")
+        return run_worker(folder, "mirrored", replicas, *CASES[replicas])
+
+    return measure
 
 
 @pytest.fixture
@@ -46,7 +59,7 @@ def results(measured):
     def get(case, replicas):
         return {
             key.removeprefix(f"{case}/"): value
-            for key, value in measured[replicas].items()
+            for key, value in measured(replicas).items()
             if key.startswith(f"{case}/")
         }
 
@@ -83,9 +96,9 @@ def test_logs_are_those_of_one_device(results, case, replicas):
 @pytest.mark.parametrize(
     "case, replicas",
     [
-        (case, replicas)
-        for case, replicas in EXACT
-        if case in ("callback", "empty_replica")
+        parameters
+        for parameters in EXACT
+        if parameters.values[0] in ("callback", "empty_replica")
     ],
 )
 def test_shrinkage_covariance_is_the_same_everywhere(results, case, replicas):
@@ -98,7 +111,7 @@ def test_shrinkage_covariance_is_the_same_everywhere(results, case, replicas):
     )
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("replicas", REPLICAS)
 def test_callback_logs_are_those_of_one_device(results, replicas):
     actual, expected = results("callback", replicas), results("callback", 0)
     for name in ("isoscore_union", "isoscore_layer_0", "isoscore_layer_1"):
@@ -106,7 +119,7 @@ def test_callback_logs_are_those_of_one_device(results, replicas):
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5)
 
 
-@pytest.mark.parametrize("replicas", [1, 2, 4])
+@pytest.mark.parametrize("replicas", REPLICAS)
 def test_evaluate_and_predict_are_unaffected(results, replicas):
     actual, expected = results("even", replicas), results("even", 0)
     assert list(actual["evaluate_names"]) == ["accuracy", "loss"]

@@ -41,6 +41,7 @@ def test_a_loop_of_ones_own_is_exact(tmp_path):
             )
 
 
+@pytest.mark.slow
 def test_keras_fit_does_not_work_across_workers(tmp_path):
     for result in run_two(tmp_path, "fit"):
         assert "PerReplica" in str(result["error"])

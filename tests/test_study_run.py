@@ -79,6 +79,7 @@ def without_times(figures):
     return {k: v for k, v in figures.items() if k != "seconds"}
 
 
+@pytest.mark.slow
 def test_a_run_does_not_depend_on_those_before_it(tasks, make_run):
     from study_run import Runner
 
@@ -144,6 +145,7 @@ def test_methods_of_a_seed_start_alike(runner, make_run, monkeypatch):
         assert plain[name] == pytest.approx(zero[name], rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_isotropy_follows_the_strength(runner, make_run):
     specs = ["istar:-5", "none", "istar:5"]
     figures = [runner(make_run(spec, "--epochs", "6")) for spec in specs]
@@ -158,6 +160,7 @@ def test_isotropy_follows_the_strength(runner, make_run):
     "spec",
     ["istar:2,refresh=never", "istar:2,padding=count", "istar:2,refresh=1"],
 )
+@pytest.mark.slow
 def test_ablations_make_a_difference(spec, runner, make_run):
     plain, other = runner(make_run("istar:2")), runner(make_run(spec))
     assert plain["epochs"][-1]["loss"] != other["epochs"][-1]["loss"]
@@ -180,6 +183,7 @@ def test_a_record_fits_into_json_and_says_how_it_was_made(runner, make_run):
     assert "twonn_dimension" in record["isotropy"]["after"]["union"]
 
 
+@pytest.mark.slow
 def test_regression_has_one_output_and_correlations(runner, make_run):
     record = runner(make_run("istar:1", task="stsb"))
     assert set(record["test"]["end"]) == {"score", "pearson", "spearman"}
@@ -190,6 +194,7 @@ def test_a_loss_that_is_not_finite_is_an_error(runner, make_run):
         runner(make_run("none", "--learning-rate", "1e38"))
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_not_there_is_the_users_error(runner, make_run):
     with pytest.raises(study.UserError, match="indices from -2 to 1"):
         runner(make_run("istar:1,layers=7"))

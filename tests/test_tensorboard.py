@@ -466,6 +466,7 @@ def test_mirrored_strategy(tmp_path, folder):
     not all(map(importlib.util.find_spec, ("jax", "keras_hub"))),
     reason="needs JAX and KerasHub",
 )
+@pytest.mark.slow
 def test_two_processes_on_jax(tmp_path):
     address = f"127.0.0.1:{free_port()}"
     folders = [tmp_path / "first", tmp_path / "second"]
