@@ -57,11 +57,10 @@ def main() -> None:
     machine = _machine()
     sections = _finished(options.output, machine)
     for name in options.only:
-        rows = []
+        sections[name] = []
         for backend in _SECTIONS[name][1]:
-            rows += _run_section(name, backend, options.quick)
-        sections[name] = rows
-        _write(options.output, machine, sections)
+            sections[name] += _run_section(name, backend, options.quick)
+            _write(options.output, machine, sections)
     print(_report(machine, sections))
 
 
