@@ -65,10 +65,11 @@ class IStarRegularization(HiddenStateRegularization):
             mean of those scores is another, smaller number.
         max_tokens: None for all tokens, or the number to draw at random in
             each step (and replica), in equal parts from each state, at least
-            two from each. Cheaper where tokens are many. The covariance is unbiased, its score reads
-            lower; take several times `dim`. Measured on MiniLM (384 wide, 5,000
-            token vectors a batch, ζ = 0.2): 2,048 change the score by 2 % and
-            its gradient by 15 %, 512 by 10 % and 37 %, as root mean squares;
+            two from each. Cheaper where tokens are many. The covariance is
+            unbiased, its score reads lower; take several times `dim`. Measured
+            on MiniLM (384 wide, 5,000 token vectors a batch, ζ = 0.2): 2,048
+            change the score by 2 % and its gradient by 15 %, 512 by 10 % and
+            37 %, as root mean squares;
             from one batch to another they differ by 2.5 % and 27 %.
         seed: Seed of that draw, an integer from 0 to 2³¹ − 1.
         **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
