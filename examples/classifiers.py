@@ -45,8 +45,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
         accuracy: Share of right answers.
-        isotropy: IsoScore* of all tokens, with no shrinkage, of the `union` of
-            the attached states and of each of them.
+        isotropy: IsoScore of all tokens, of the `union` of the measured states
+            and of each of them.
     """
 
     accuracy: float

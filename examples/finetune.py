@@ -16,6 +16,14 @@ import command_line
 import text_tasks
 from command_line import UserError
 
+# The options that each has, with what they are if not given.
+_REGULARIZERS: dict[str, dict[str, float | None]] = {
+    "istar": {"strength": -1.0, "shrinkage": 0.2, "momentum": None},
+    "cosreg": {"strength": 1.0},
+    "isobn": {},
+    "none": {},
+}
+
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the program; exit code 2 and one line for what users can mend."""
@@ -24,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Fine-tunes as the options say and prints the table."""
+    complete(options)
     make_folders(options.log_dir, options.output)
     data = text_tasks.load(
         options.task, options.data_dir, options.limit or None
@@ -33,6 +42,24 @@ def run(options: argparse.Namespace) -> None:
 
     before, after = recipe.finetune(data, options)
     print(f"\n{recipe.table(before, after, data, options)}")
+
+
+def complete(options: argparse.Namespace) -> None:
+    """Sets what was not given of the options of the chosen regularizer.
+
+    Raises:
+        UserError: If an option was given that the regularizer has not.
+    """
+    defaults = _REGULARIZERS[options.regularizer]
+    for name in ("strength", "shrinkage", "momentum"):
+        value = getattr(options, name)
+        if value is None:
+            setattr(options, name, defaults.get(name))
+        elif name not in defaults:
+            raise UserError(
+                f"--{name} must not be given with --regularizer "
+                f"{options.regularizer}. Received: --{name} {value:g}"
+            )
 
 
 def make_folders(*folders: str | None) -> None:
@@ -104,30 +131,29 @@ def add_regularizer_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("regularizer")
     group.add_argument(
         "--regularizer",
-        choices=("istar", "cosreg", "isobn", "none"),
+        choices=list(_REGULARIZERS),
         default="istar",
-        help="I-STAR; CosReg on the last block, usually with --strength 1; "
-        "IsoBN, which has no strength; or none (default: istar)",
+        help="I-STAR; CosReg on the last block; IsoBN on the sentence "
+        "embedding; or none (default: istar)",
     )
     group.add_argument(
         "--strength",
         type=command_line.real,
-        default=-1.0,
-        help="the paper's lambda: above 0 towards isotropy, below 0 away from "
-        "it, 0 only logs and is the baseline (default: -1)",
+        help="of I-STAR, the paper's lambda: above 0 towards isotropy, below 0 "
+        "away from it, 0 only logs and is the baseline (default: -1); or of "
+        "CosReg (default: 1)",
     )
     group.add_argument(
         "--shrinkage",
         type=command_line.fraction,
-        default=0.2,
-        help="the paper's zeta: 0 is the batch's covariance alone, 1 the "
-        "stable estimate alone (default: 0.2)",
+        help="of I-STAR, the paper's zeta: 0 is the batch's covariance alone, "
+        "1 the stable estimate alone (default: 0.2)",
     )
     group.add_argument(
         "--momentum",
         type=command_line.open_fraction,
-        help="make the stable estimate a moving average over batches, instead "
-        "of passes over the training texts",
+        help="of I-STAR: make the stable estimate a moving average over "
+        "batches, instead of passes over the training texts",
     )
     group.add_argument(
         "--layers",
@@ -135,8 +161,8 @@ def add_regularizer_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["all"],
         metavar="LAYER",
-        help="indices of blocks, negative from the end, or names of layers "
-        "(default: all blocks)",
+        help="what I-STAR regularizes and the table shows: indices of blocks, "
+        "negative from the end, or names of layers (default: all blocks)",
     )
 
 

@@ -164,15 +164,22 @@ def table(
     options: argparse.Namespace,
 ) -> str:
     """Lines with what was done, and the figures before and after it."""
+    numbers = {
+        name: getattr(options, name)
+        for name in ("strength", "shrinkage", "momentum")
+    }
+    method = [
+        options.regularizer,
+        *(f"{name} {x:g}" for name, x in numbers.items() if x is not None),
+    ]
     lines = [
-        f"{data.name}: {options.regularizer}, strength "
-        f"{options.strength:g}, shrinkage {options.shrinkage:g}, "
+        f"{data.name}: {', '.join(method)}, "
         f"{options.epochs * steps(data, options)} steps, "
         f"{len(data.test.labels)} test examples",
         f"{'':<22}{'before':>8}{'after':>8}",
         f"{'accuracy':<22}{before.accuracy:8.3f}{after.accuracy:8.3f}",
     ]
     for name, score in before.isotropy.items():
-        row = f"IsoScore* {name}"
+        row = f"IsoScore {name}"
         lines.append(f"{row:<22}{score:8.3f}{after.isotropy[name]:8.3f}")
     return "\n".join(lines)

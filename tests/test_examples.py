@@ -30,7 +30,7 @@ def run(preset, capsys):
         options = [str(option) for option in options]
         finetune.main(["--preset", preset, "--sequence-length", "8", *options])
         rows = re.findall(
-            r"^(accuracy|IsoScore\* \w+) +([\d.]+) +([\d.]+)$",
+            r"^(accuracy|IsoScore \w+) +([\d.]+) +([\d.]+)$",
             capsys.readouterr().out,
             flags=re.MULTILINE,
         )
@@ -86,10 +86,18 @@ def test_finetune_from_options_to_a_plain_preset(run, table_file, tmp_path):
     after = {name.split()[-1]: new for name, (_, new) in figures.items()}
     assert after.pop("accuracy") == pytest.approx(accuracy, abs=rounding)
     assert after == pytest.approx(isotropy, abs=rounding)
-    assert after["union"] > baseline["IsoScore* union"][1] + 0.05
+    assert after["union"] > baseline["IsoScore union"][1] + 0.05
     assert list(logs.rglob("events.out.tfevents*"))
     for config in output.glob("*.json"):
         assert "istar" not in config.read_text()
+
+
+def test_strength_that_is_not_given():
+    for regularizer, strength in [("istar", -1.0), ("cosreg", 1.0)]:
+        parser = finetune.make_parser()
+        options = parser.parse_args(["--regularizer", regularizer])
+        finetune.complete(options)
+        assert options.strength == strength
 
 
 def test_finetune_does_not_hide_a_loss_that_is_not_finite(run, table_file):
@@ -103,9 +111,9 @@ def test_finetune_on_sentence_pairs_of_glue(run):
     figures = run(*data, "--momentum", 0.9, "--layers", 0, "-1")
     assert list(figures) == [
         "accuracy",
-        "IsoScore* union",
-        "IsoScore* layer_0",
-        "IsoScore* layer_1",
+        "IsoScore union",
+        "IsoScore layer_0",
+        "IsoScore layer_1",
     ]
 
 
@@ -127,6 +135,20 @@ def test_finetune_on_sentence_pairs_of_glue(run):
         (["--preset", "./missing"], r"cannot load the preset '\./missing'"),
         (["--layers", "7"], "`layers` must hold indices from -2 to 1"),
         (["--sequence-length", "17"], "longer than the 16 positions"),
+        *(
+            (
+                ["--regularizer", regularizer, option, "0.5"],
+                f"{option} must not be given with --regularizer {regularizer}. "
+                f"Received: {option} 0.5",
+            )
+            for regularizer, option in [
+                ("cosreg", "--shrinkage"),
+                ("cosreg", "--momentum"),
+                ("isobn", "--strength"),
+                ("isobn", "--momentum"),
+                ("none", "--strength"),
+            ]
+        ),
     ],
 )
 def test_wrong_options_end_with_one_line(
