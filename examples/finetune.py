@@ -227,7 +227,11 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """What to keep."""
     group = parser.add_argument_group("output")
-    group.add_argument("--log-dir", help="write TensorBoard logs there")
+    group.add_argument(
+        "--log-dir",
+        help="write TensorBoard logs there, with the isotropy of --layers "
+        "whatever the regularizer",
+    )
     group.add_argument(
         "--output",
         metavar="FOLDER",

@@ -10,6 +10,7 @@ Out-of-Distribution", ICLR 2022.
 import argparse
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import classifiers
 import devices
@@ -48,7 +49,7 @@ def finetune(
         )
         if devices.needs_static_shapes(options):
             classifiers.use_integer_masks(task)
-        attach(task, options)
+        regularizer = attach(task, options)
         print("\nTraining the head:")
         train_head(task, data, options)
         classifiers.compile_classifier(
@@ -62,8 +63,8 @@ def finetune(
     print("\nThe test part after fine-tuning:")
     after = classifiers.evaluate(task, options.layers, test)
     if options.output is not None:
-        if options.regularizer != "none":
-            keras_istar.detach(task)
+        if regularizer is not None:
+            detach(task, regularizer)
         task.save_to_preset(options.output)
     return before, after
 
@@ -84,27 +85,53 @@ def train_head(
     task.backbone.trainable = True
 
 
-def attach(task: keras.Model, options: argparse.Namespace) -> None:
-    """Attaches what the options ask for."""
+def attach(task: keras.Model, options: argparse.Namespace) -> Any:
+    """Attaches what the options ask for.
+
+    Returns:
+        The regularizer; or what only logs; or None if nothing is attached.
+    """
     try:
         if options.regularizer == "istar":
-            keras_istar.attach(
+            return keras_istar.attach(
                 task,
                 options.layers,
                 options.strength,
                 options.shrinkage,
                 options.momentum,
             )
-        elif options.regularizer == "cosreg":
-            keras_istar.attach_regularizer(
-                task, keras_istar.CosineRegularization(options.strength)
-            )
-        elif options.regularizer == "isobn":
-            keras_istar.attach_regularizer(
-                task, keras_istar.IsotropicBatchNormalization()
-            )
+        regularizer = _make_baseline(options)
+        if regularizer is not None:
+            keras_istar.attach_regularizer(task, regularizer)
+        if options.log_dir is None:
+            return regularizer
+        observer = keras_istar.attach(task, options.layers, strength=0.0)
+        return observer if regularizer is None else regularizer
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _make_baseline(options):
+    if options.regularizer == "cosreg":
+        return keras_istar.CosineRegularization(options.strength)
+    if options.regularizer == "isobn":
+        return keras_istar.IsotropicBatchNormalization()
+    return None
+
+
+def detach(task: keras.Model, regularizer: Any) -> None:
+    """Leaves a plain KerasHub classifier that answers as before.
+
+    Args:
+        task: The classifier.
+        regularizer: What `attach` has returned.
+    """
+    if isinstance(regularizer, keras_istar.IsotropicBatchNormalization):
+        # x ↦ (θ∘x) W is x ↦ x (diag(θ) W), and dropout in between commutes.
+        *_, head = (x for x in task.layers if isinstance(x, keras.layers.Dense))
+        scale = keras.ops.cast(regularizer.scale(), head.kernel.dtype)
+        head.kernel.assign(scale[:, None] * head.kernel)
+    keras_istar.detach(task)
 
 
 def train(
@@ -118,7 +145,7 @@ def train(
         keras.callbacks.TerminateOnNaN(raise_error=True),
         *more_callbacks,
     ]
-    if options.regularizer == "istar":
+    if options.regularizer == "istar" or options.log_dir is not None:
         callbacks.insert(
             0,
             keras_istar.IStarCallback(

@@ -92,6 +92,59 @@ def test_finetune_from_options_to_a_plain_preset(run, table_file, tmp_path):
         assert "istar" not in config.read_text()
 
 
+def test_classifier_saved_of_isobn_is_the_one_evaluated(
+    run, table_file, tmp_path, monkeypatch
+):
+    import recipe
+
+    test = text_tasks.load(table_file).test
+    attached = []
+    detach = recipe.detach
+
+    def predict_and_detach(task, regularizer):
+        attached.append(task.predict(np.array(test.texts), verbose=0))
+        detach(task, regularizer)
+
+    monkeypatch.setattr(recipe, "detach", predict_and_detach)
+    options = ["--task", table_file, "--regularizer", "isobn", "--epochs", 2]
+    options += ["--batch-size", 16, "--learning-rate", 0.02]
+    figures = run(*options, "--output", tmp_path)
+    accuracy, isotropy = accuracy_and_isotropy(tmp_path, test)
+    after = {name.split()[-1]: new for name, (_, new) in figures.items()}
+    assert after == pytest.approx({"accuracy": accuracy, **isotropy}, abs=6e-4)
+    hub = pytest.importorskip("keras_hub")
+    saved = hub.models.TextClassifier.from_preset(str(tmp_path))
+    np.testing.assert_allclose(
+        saved.predict(np.array(test.texts), verbose=0),
+        attached[0],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("regularizer", ["cosreg", "isobn", "none"])
+def test_isotropy_of_other_regularizers_is_logged(
+    run, table_file, tmp_path, regularizer
+):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    output, logs = tmp_path / "output", tmp_path / "logs"
+    options = ["--task", table_file, "--regularizer", regularizer]
+    run(*options, "--output", output, "--log-dir", logs)
+    tags = {
+        tag
+        for folder in (logs, logs / "train")
+        for tag in accumulator.EventAccumulator(str(folder))
+        .Reload()
+        .Tags()["tensors"]
+    }
+    own = {"cosreg": "epoch_cosine", "isobn": "epoch_isobn_isoscore"}
+    expected = {"isotropy/isoscore_union", "isotropy/report", "epoch_isoscore"}
+    assert tags > expected | {own.get(regularizer, "epoch_loss")}
+    assert list(output.glob("*.json"))
+
+
 def test_strength_that_is_not_given():
     for regularizer, strength in [("istar", -1.0), ("cosreg", 1.0)]:
         parser = finetune.make_parser()
