@@ -35,7 +35,9 @@ class IStarCallback(keras.callbacks.Callback):
     and so on (after the index of the block, or the name of a layer attached by
     name). Callbacks that come after this one in the list see them, so put it
     first: `callbacks=[IStarCallback(...), EarlyStopping("isoscore_union"),
-    CSVLogger(...)]`. `History` always does.
+    CSVLogger(...)]`. `History` always does. A layer of `strength=0` only logs:
+    attached beside another regularizer, or to a model that has none, it shows
+    the isotropy of what they train.
 
     An estimate that is not finite is reported by a warning and not used; the
     last good Σ_S stays. Put `TerminateOnNaN(raise_error=True)` before the

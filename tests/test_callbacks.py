@@ -51,6 +51,36 @@ def _clouds(model, x):
     }
 
 
+BASELINES = {
+    "cosine": keras_istar.CosineRegularization,
+    "isobn_isoscore": keras_istar.IsotropicBatchNormalization,
+}
+
+
+@pytest.mark.parametrize("key", BASELINES)
+def test_isotropy_of_baselines_in_the_history(rng, key):
+    x = (rng.normal(size=(32, 6, 5)) * [1, 2, 3, 4, 5]).astype("float32")
+    inputs = keras.Input((6, 5))
+    states = keras.layers.Dense(4, name="encoder")(inputs)
+    pooled = keras.layers.GlobalAveragePooling1D()(states)
+    model = keras.Model(inputs, keras.layers.Dense(1)(pooled))
+    layers = "encoder" if key == "cosine" else None
+    keras_istar.attach_regularizer(model, BASELINES[key](), layers)
+    keras_istar.attach(model, "encoder", strength=0.0)
+    model.compile("sgd", "mse")
+    history = _fit(model, (x, x[:, 0, :1]), [_callback(x)], epochs=2)
+    expected = {"loss", "isoscore", "istar_penalty", key}
+    expected |= {"isoscore_union", "isoscore_encoder"}
+    expected |= {"cosine_penalty"} if key == "cosine" else set()
+    assert set(history) == expected
+    assert all(np.all(np.isfinite(history[name])) for name in history)
+    assert history["istar_penalty"] == [0.0, 0.0]
+    cloud = np.asarray(model.get_layer("encoder")(x)).reshape(-1, 4)
+    assert history["isoscore_union"][-1] == pytest.approx(
+        oracle.score(oracle.covariance(cloud)), abs=1e-5
+    )
+
+
 def _assert_covariance(layer, cloud):
     np.testing.assert_allclose(
         layer.shrinkage_covariance,
