@@ -159,6 +159,7 @@ def test_finetune_does_not_hide_a_loss_that_is_not_finite(run, table_file):
 
 
 @pytest.mark.skipif(not TFDS.is_dir(), reason="no prepared GLUE data")
+@pytest.mark.slow
 def test_finetune_on_sentence_pairs_of_glue(run):
     data = ["--task", "glue/mrpc", "--data-dir", TFDS, "--limit", 32]
     figures = run(*data, "--momentum", 0.9, "--layers", 0, "-1")

@@ -68,7 +68,10 @@ def run_alone(options, backend):
 # Replicas of TensorFlow draw their own dropout.
 @pytest.mark.parametrize(
     "backend, strategy, tolerance",
-    [("tensorflow", "mirrored", 0.1), ("jax", "data-parallel", 2e-3)],
+    [
+        ("tensorflow", "mirrored", 0.1),
+        pytest.param("jax", "data-parallel", 2e-3, marks=pytest.mark.slow),
+    ],
 )
 def test_two_devices_give_the_figures_of_one(
     options, backend, strategy, tolerance
@@ -96,6 +99,7 @@ def test_two_devices_give_the_figures_of_one(
         ("none", "none"),
     ],
 )
+@pytest.mark.slow
 def test_other_regularizers(options, regularizer, method, capsys):
     finetune.main([*options, "--regularizer", regularizer])
     output = capsys.readouterr().out
