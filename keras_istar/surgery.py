@@ -50,7 +50,8 @@ def attach(
 
     `attach`, `detach` and `measure` may be called from any thread, on any
     models. Of several that attach to one model, one succeeds. No other thread
-    may train the model meanwhile.
+    may train the model meanwhile, nor measure it on the JAX backend, where
+    Keras takes the variables out of a model that it evaluates.
 
     Args:
         model: KerasHub `Task` or `Backbone`, or any Functional Keras model.
