@@ -7,6 +7,7 @@ from keras import ops
 
 import keras_istar
 from keras_istar import moments
+from keras_istar import token_sums
 
 BACKEND = keras.backend.backend()
 MANTISSA_BITS = {"bfloat16": 7, "tensorfloat32": 10}
@@ -58,6 +59,11 @@ def score(x):
     return keras_istar.isoscore_from_covariance(covariance)
 
 
+def multiply_with(product, monkeypatch):
+    for module in (moments, token_sums):
+        monkeypatch.setattr(module, "matmul", product)
+
+
 def measure(gradient, x):
     return float(score(x)), gradient(score, x).astype("float64")
 
@@ -78,7 +84,7 @@ def test_narrowing_keeps_as_many_bits(rng):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_narrow_products_are_good_enough(monkeypatch, gradient, states, name):
     expected_score, expected_gradient = measure(gradient, states)
-    monkeypatch.setattr(moments, "matmul", PRODUCTS[name])
+    multiply_with(PRODUCTS[name], monkeypatch)
     actual_score, actual_gradient = measure(gradient, states)
     assert abs(actual_score - expected_score) < 1e-5
     assert 0 < relative_difference(actual_gradient, expected_gradient) < 1e-3
@@ -86,7 +92,7 @@ def test_narrow_products_are_good_enough(monkeypatch, gradient, states, name):
 
 def test_one_bfloat16_pass_is_not(monkeypatch, gradient, states):
     _, expected = measure(gradient, states)
-    monkeypatch.setattr(moments, "matmul", one_pass(MANTISSA_BITS["bfloat16"]))
+    multiply_with(one_pass(MANTISSA_BITS["bfloat16"]), monkeypatch)
     _, actual = measure(gradient, states)
     assert relative_difference(actual, expected) > 1e-3
 
