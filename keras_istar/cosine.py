@@ -100,7 +100,8 @@ def _direction_sums(states, mask):
     tokens = ops.where(weights[:, None] > 0, tokens, 0.0)
     # In units of the widest entry no square over- or underflows, nor does the
     # gradient of the root. The unit is a constant: directions have none.
-    widest = ops.max(ops.abs(tokens), axis=-1, keepdims=True)
+    # With `initial`, there may be no tokens at all.
+    widest = ops.max(ops.abs(tokens), -1, keepdims=True, initial=0.0)
     is_zero = widest <= _SMALLEST_ENTRY
     unit = ops.stop_gradient(ops.where(is_zero, 1.0, widest))
     tokens = ops.where(is_zero, 0.0, tokens / unit)
