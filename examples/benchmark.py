@@ -20,7 +20,7 @@ the machine. Sections:
     callback    the callback's pass against `predict`
     sampling    error that `max_tokens` brings, on pretrained MiniLM
 
-Where TensorFlow sees a GPU, all of it runs there; targets are for two CPU
+Where a backend sees a GPU, it runs there; targets are for two CPU
 cores, where it takes 40 to 90 minutes and 12 GB of memory.
 """
 
@@ -48,6 +48,18 @@ _SECTIONS = {
     "growth": ("Growth of the penalty's cost", ("tensorflow",)),
     "callback": ("Callback's pass, and inference", ("tensorflow",)),
     "sampling": ("Error of a random subset of tokens", ("tensorflow",)),
+}
+_GPU_NAMES = {  # Programs: a GPU a line.
+    "tensorflow": """
+import tensorflow as tf
+for gpu in tf.config.list_physical_devices("GPU"):
+    print(tf.config.experimental.get_device_details(gpu)["device_name"])
+""",
+    "jax": """
+import jax
+for gpu in jax.devices("gpu"):
+    print(gpu.device_kind)
+""",
 }
 _PACKAGES = ("keras", "keras-hub", "tensorflow", "jax", "torch", "IsoScore")
 
@@ -141,12 +153,18 @@ def _machine():
 
 
 def _accelerator():
-    """Name of TensorFlow's GPU, None if there is none."""
-    import tensorflow as tf
-
-    for device in tf.config.list_physical_devices("GPU"):
-        return tf.config.experimental.get_device_details(device)["device_name"]
-    return None
+    """Name of the first GPU that a backend sees, empty if there is none."""
+    for program in _GPU_NAMES.values():
+        # In a process that ends: JAX takes most of a GPU's memory at once.
+        names = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        ).stdout.splitlines()
+        if names:
+            return names[0]
+    return ""
 
 
 def _processor():

@@ -34,22 +34,36 @@ def measured_apart(script: str, *arguments: str) -> float:
 
 
 def peak_above_rest(work: Callable[[], object]) -> int:
-    """Bytes that `work` needs at its peak, above those held before it.
+    """Bytes that `work` needs at its peak, above those held before it."""
+    return peak_above(held(), work)
 
-    On a CPU at least one page, the unit in which memory becomes resident.
+
+def peak_above(rest: int, work: Callable[[], object]) -> int:
+    """Bytes that are held at the peak of `work`, above `rest`.
+
+    At least one page, the unit in which a CPU's memory becomes resident.
     """
     import tensorflow as tf
 
     if tf.config.list_physical_devices("GPU"):
         tf.config.experimental.reset_memory_stats("GPU:0")
-        before = tf.config.experimental.get_memory_info("GPU:0")["current"]
         work()
-        return tf.config.experimental.get_memory_info("GPU:0")["peak"] - before
-    # Writing 5 makes the peak the present resident memory.
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-    before = _resident("VmHWM")
-    work()
-    return max(_resident("VmHWM") - before, os.sysconf("SC_PAGE_SIZE"))
+        peak = tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    else:
+        # Writing 5 makes the peak the present resident memory.
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+        work()
+        peak = _resident("VmHWM")
+    return max(peak - rest, os.sysconf("SC_PAGE_SIZE"))
+
+
+def held() -> int:
+    """Bytes that are held now."""
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return tf.config.experimental.get_memory_info("GPU:0")["current"]
+    return _resident("VmRSS")
 
 
 def _resident(field):

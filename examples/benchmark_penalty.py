@@ -19,7 +19,7 @@ _OURS = "keras_istar"
 _FLOOR = "arithmetic floor"
 _EIGH = "concatenate, covariance, eigenvalues, autodiff"
 _SVD = "concatenate, covariance, singular values, autodiff"
-_PYPI = "IsoScore 2.0.1 (PyTorch)"
+_PYPI = "IsoScore 2.0.1 (PyTorch on CPU)"
 
 _TOKENS_IN_A_STATE = 4096  # A batch of 32 sentences of length 128.
 

@@ -15,6 +15,7 @@ _COLUMNS = (
     "value of that",
     "ratio (quartiles)",
     "CPU ratio",
+    "rounds",
     "target",
     "",
 )
@@ -99,7 +100,7 @@ def memory_row(
         "MB",
         against,
         peaks[against] / 1e6,
-        Ratio(ratio, ratio, ratio, ratio),
+        Ratio.of_one(ratio),
         **target,
     )
 
@@ -130,12 +131,13 @@ def markdown(machine: dict, sections: dict[str, list[Row]]) -> str:
 
 def _cells(row):
     if row.ratio is None:
-        ratio = cpu = ""
+        ratio = cpu = rounds = ""
     else:
         ratio = f"**{row.ratio.median:.3f}**"
         if row.ratio.low != row.ratio.high:
             ratio += f" ({row.ratio.low:.3f} to {row.ratio.high:.3f})"
         cpu = f"{row.ratio.cpu:.3f}" if row.unit == "ms" else ""
+        rounds = str(row.ratio.rounds) if row.unit == "ms" else ""
     reference = ""
     if row.reference is not None:
         reference = f"{_number(row.reference)} {row.unit}"
@@ -147,6 +149,7 @@ def _cells(row):
         reference,
         ratio,
         cpu,
+        rounds,
         row.target,
         row.verdict,
     )

@@ -144,5 +144,5 @@ def _row(case, size, error, between):
         "%",
         "batch to batch",
         100 * between,
-        Ratio(ratio, ratio, ratio, ratio),
+        Ratio.of_one(ratio),
     )

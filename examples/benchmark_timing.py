@@ -22,12 +22,19 @@ class Ratio(NamedTuple):
         high: Their upper quartile.
         cpu: Median ratio of processor time, which other programs on the same
             machine disturb less.
+        rounds: How many runs of each side that is from.
     """
 
     median: float
     low: float
     high: float
     cpu: float
+    rounds: int
+
+    @classmethod
+    def of_one(cls, ratio: float) -> "Ratio":
+        """`ratio`, measured once, of something other than time."""
+        return cls(ratio, ratio, ratio, ratio, rounds=1)
 
 
 def alternate(
@@ -68,7 +75,7 @@ def compare(
     cpu = statistics.median(
         a.cpu / (scale * b.cpu) if b.cpu else 1.0 for a, b in pairs
     )
-    return Ratio(median, low, high, cpu)
+    return Ratio(median, low, high, cpu, len(pairs))
 
 
 def milliseconds(side: list[Seconds]) -> float:

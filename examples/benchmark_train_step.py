@@ -61,7 +61,9 @@ def compare_sides(encoder_name: str, compilation: str) -> list[Row]:
     steps = {_PLAIN: _train_step(encoder, jit_compile, None)}
     for side, (options, _) in _SIDES.items():
         steps[side] = _train_step(encoder, jit_compile, options)
-    seconds = alternate(steps, rounds=3 if encoder is TINY else 30, budget=60.0)
+    seconds = alternate(
+        steps, rounds=3 if encoder is TINY else 30, budget=120.0
+    )
     case = f"{encoder}, {_framework(jit_compile)}"
     return [
         timing_row(case, seconds, side, _PLAIN, at_most=at_most)
