@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
@@ -12,6 +13,20 @@ import pytest
 BACKEND = keras.backend.backend()
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 VOCABULARY += "a the film plot cast is was very not good bad fine dull".split()
+
+
+# The same examples every time, but with `--hypothesis-profile random`.
+hypothesis.settings.register_profile(
+    "random",
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.register_profile(
+    "fixed", hypothesis.settings.get_profile("random"), derandomize=True
+)
+hypothesis.settings.load_profile("fixed")
 
 
 def _split_cpu():

@@ -69,7 +69,7 @@ def run_alone(options, backend):
 @pytest.mark.parametrize(
     "backend, strategy, tolerance",
     [
-        ("tensorflow", "mirrored", 0.1),
+        pytest.param("tensorflow", "mirrored", 0.1, marks=pytest.mark.slow),
         pytest.param("jax", "data-parallel", 2e-3, marks=pytest.mark.slow),
     ],
 )

@@ -1,97 +1,39 @@
-"""Properties that hold for any shape, mask, dtype and scale."""
+"""Properties that hold for any shape, mask, dtype and scale.
 
-import keras
+    pytest tests/test_properties.py --hypothesis-profile random
+
+tries other examples than the usual ones.
+"""
+
 import numpy as np
 import oracle
 import pytest
-from hypothesis import HealthCheck
 from hypothesis import assume
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from keras import ops
+from strategies import as_tensor
+from strategies import clouds
+from strategies import fractions
+from strategies import masked_clouds
+from strategies import rounded
+from strategies import strengths
+from strategies import units
 
 import keras_istar
 from keras_istar import moments
 
-BACKEND = keras.backend.backend()
-WIDEST = "float32" if BACKEND == "jax" else "float64"
-DTYPES = ["float16", "bfloat16", "float32", "float64"]
-if BACKEND == "jax":  # There, float64 is off by default.
-    DTYPES.remove("float64")
 EPS64 = float(np.finfo("float64").eps)
 JUNK = [np.nan, np.inf, -np.inf, 0.0, 6e4]
 COUNTS = []
 
 
 def examples(count):
-    """Runs a test on `count` examples, the same ones every time."""
+    """Runs a test on `count` examples."""
     COUNTS.append(count)
-    return settings(
-        max_examples=count,
-        derandomize=True,
-        deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
-    )
-
-
-def scales(dtype):
-    """Powers of ten that the squares of deviations do not leave."""
-    low, high = (-3, 2) if dtype == "float16" else (-18, 18)
-    return st.integers(low, high).map(lambda power: 10.0**power)
-
-
-# Multiples of one thousandth: squares and products of them do not underflow.
-units = st.integers(-1000, 1000).map(lambda n: n / 1000)
-fractions = st.integers(0, 1000).map(lambda n: n / 1000)
-
-
-@st.composite
-def clouds(draw, dtypes=tuple(DTYPES), furthest=1e3, min_tokens=1):
-    """Points `(batch, length, dim)`, all values of a dtype, and its name.
-
-    Their means are up to `furthest` times the widest deviation.
-    """
-    shape = (
-        draw(st.integers(1, 4)),
-        draw(st.integers(min_tokens, 12)),
-        draw(st.integers(2, 8)),
-    )
-    dtype = draw(st.sampled_from(dtypes))
-    if draw(st.booleans()):
-        rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-        points = rng.normal(size=shape) * np.exp(2 * rng.normal(size=shape[2:]))
-    else:  # Equal tokens, lines, zeros.
-        points = draw(arrays("float64", shape, elements=units))
-    points = points - np.mean(points, axis=(0, 1))
-    widest = np.max(np.abs(points))
-    points = points / widest if widest > 1e-9 else np.zeros(shape)
-    furthest = min(furthest, 1.0 if dtype == "float16" else np.inf)
-    directions = arrays("float64", shape[2:], elements=units)
-    points = points + furthest * draw(st.just(0.0) | directions)
-    return _rounded(draw(scales(dtype)) * points, dtype), dtype
-
-
-@st.composite
-def masked_clouds(draw, **kwargs):
-    """Points, a mask `(batch, length)`, and the dtype's name."""
-    points, dtype = draw(clouds(**kwargs))
-    everything = np.ones(points.shape[:2], bool)
-    mask = draw(st.just(everything) | arrays(bool, points.shape[:2]))
-    return points, mask, dtype
-
-
-strengths = st.integers(-1000, 1000).map(lambda n: n / 10)
-
-
-def _tensor(points, dtype):
-    return ops.cast(ops.convert_to_tensor(points), dtype)
-
-
-def _rounded(points, dtype):
-    numbers = ops.cast(_tensor(points, dtype), WIDEST)
-    return ops.convert_to_numpy(numbers).astype("float64")
+    return settings(max_examples=count)
 
 
 def _eps(dtype):
@@ -150,7 +92,7 @@ def _assert_score(score, covariance, tokens, dtype, tolerance=0.0):
 @given(masked_clouds())
 def test_isoscore_is_the_papers(cloud):
     points, mask, dtype = cloud
-    score = keras_istar.isoscore(_tensor(points, dtype), mask)
+    score = keras_istar.isoscore(as_tensor(points, dtype), mask)
     chosen = points[mask]
     _assert_score(score, oracle.covariance(chosen), len(chosen), dtype)
 
@@ -163,9 +105,9 @@ def test_isoscore_star_is_the_papers(cloud, shrinkage, power, data):
     factor = data.draw(arrays("float64", (dim, dim), elements=units))
     unit = np.max(np.abs(points - points.mean((0, 1)))) or 1.0
     target = (unit * 10.0**power) ** 2 * factor @ factor.T
-    target = _rounded(np.clip(target, -1e37, 1e37), "float32")
+    target = rounded(np.clip(target, -1e37, 1e37), "float32")
     score = keras_istar.isoscore_star(
-        _tensor(points, dtype), target.astype("float32"), shrinkage, mask
+        as_tensor(points, dtype), target.astype("float32"), shrinkage, mask
     )
     shrunk = oracle.shrunk(points[mask], shrinkage, target)
     assume(not 0 < np.max(shrunk) < 1e-30)  # Of which float32 keeps less.
@@ -178,7 +120,7 @@ def test_score_of_a_covariance_is_the_papers(cloud, power):
     points, _ = cloud
     cov = oracle.covariance(points.reshape(-1, points.shape[-1]))
     cov = cov / (np.max(cov) or 1.0) * 10.0**power
-    cov = _rounded(cov, "float32")
+    cov = rounded(cov, "float32")
     score = keras_istar.isoscore_from_covariance(cov.astype("float32"))
     _assert_score(score, cov, 1, "float32")
 
@@ -206,7 +148,8 @@ def test_score_is_invariant(how, cloud, seed):
     assume(np.any(points != points[0]))
     moved = _moved(points, how, np.random.default_rng(seed))
     before, after = (
-        float(keras_istar.isoscore(_tensor(x, dtype))) for x in (points, moved)
+        float(keras_istar.isoscore(as_tensor(x, dtype)))
+        for x in (points, moved)
     )
     tolerance = 2.0 * _tolerance(dtype, *points.shape)
     tolerance += _rounding_tolerance(dtype, moved)
@@ -220,12 +163,12 @@ def test_masked_is_the_subset(gradient, cloud, junk):
     chosen = points[mask]
     points[~mask] = junk
     score, subset = (
-        float(keras_istar.isoscore(_tensor(x, dtype), m))
+        float(keras_istar.isoscore(as_tensor(x, dtype), m))
         for x, m in ((points, mask), (chosen, None))
     )
     assert abs(score - subset) <= 2.0 * _tolerance(dtype, *chosen.shape)
     by_points = gradient(
-        lambda x: keras_istar.isoscore(x, mask), _tensor(points, dtype)
+        lambda x: keras_istar.isoscore(x, mask), as_tensor(points, dtype)
     )
     assert by_points.shape == points.shape
     assert np.all(np.isfinite(by_points.astype("float64")))
@@ -239,7 +182,7 @@ def test_split_moments_equal_whole_moments(cloud, data):
     owners = data.draw(
         arrays("int64", points.shape[:2], elements=st.integers(0, 3))
     )
-    tensor = _tensor(points, dtype)
+    tensor = as_tensor(points, dtype)
     split = moments.combine(
         [moments.token_moments(tensor, mask & (owners == k)) for k in range(4)]
     )
@@ -282,7 +225,7 @@ def test_layer_is_an_identity_with_the_papers_penalty(
     cloud, strength, shrinkage, max_tokens
 ):
     points, mask, dtype = cloud
-    states = [_tensor(x[None], dtype) for x in points]
+    states = [as_tensor(x[None], dtype) for x in points]
     policy = dtype if "64" in dtype else f"mixed_{dtype}"
     layer = keras_istar.IStarRegularization(
         strength,
@@ -318,7 +261,7 @@ def test_penalties_have_finite_gradients(gradient, cloud, shrinkage, kind):
         layer(x, mask=mask, training=True)
         return layer.losses[0]
 
-    by_points = gradient(penalty, _tensor(points, dtype))
+    by_points = gradient(penalty, as_tensor(points, dtype))
     assert by_points.shape == points.shape
     assert np.all(np.isfinite(by_points.astype("float64")))
     assert not np.any(by_points[~mask])
@@ -331,7 +274,7 @@ def test_streamed_metric_is_the_score_of_all(cloud, batch_size):
     metric = keras_istar.IsoScore()
     for start in range(0, len(points), batch_size):
         batch = slice(start, start + batch_size)
-        metric.update_state(None, _tensor(points[batch], dtype), mask[batch])
+        metric.update_state(None, as_tensor(points[batch], dtype), mask[batch])
     chosen = points[mask]
     _assert_score(
         metric.result(),
@@ -347,7 +290,7 @@ def test_streamed_metric_is_the_score_of_all(cloud, batch_size):
 def test_cosine_is_the_mean_of_all_pairs(cloud):
     points, mask, dtype = cloud
     layer = keras_istar.CosineRegularization(1.0)
-    states = _tensor(points, dtype)
+    states = as_tensor(points, dtype)
     assert layer(states, mask=mask, training=True) is states
     chosen = points[mask]
     norms = np.linalg.norm(chosen, axis=-1, keepdims=True)
@@ -366,9 +309,9 @@ def test_batch_normalization_adds_no_variance(cloud, beta):
     points, dtype = cloud
     points = points.reshape(-1, points.shape[-1])
     layer = keras_istar.IsotropicBatchNormalization(beta=beta)
-    embeddings = _tensor(points, dtype)
+    embeddings = as_tensor(points, dtype)
     np.testing.assert_array_equal(layer(embeddings), embeddings)
-    scaled = _rounded(layer(embeddings, training=True), dtype)
+    scaled = rounded(layer(embeddings, training=True), dtype)
     assert np.all(np.isfinite(scaled))
     before, after = (np.trace(oracle.covariance(x)) for x in (points, scaled))
     tolerance = 2.0 * _tolerance(dtype, *points.shape)

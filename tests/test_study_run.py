@@ -91,6 +91,7 @@ def test_a_run_does_not_depend_on_those_before_it(tasks, make_run):
     assert without_times(runner(run)) == without_times(first)
 
 
+@pytest.mark.slow
 def test_methods_of_a_seed_start_alike(runner, make_run, monkeypatch):
     import study_run
 
@@ -189,6 +190,7 @@ def test_regression_has_one_output_and_correlations(runner, make_run):
     assert set(record["test"]["end"]) == {"score", "pearson", "spearman"}
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_an_error(runner, make_run):
     with pytest.raises(RuntimeError, match="NaN or Inf loss|not finite"):
         runner(make_run("none", "--learning-rate", "1e38"))

@@ -264,6 +264,7 @@ def test_interrupted_training_leaves_all_of_it_readable(data, folder):
     assert len(list(folder.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_several_fits_with_one_callback(data, folder):
     callback = _callback(data, log_dir=folder)
     for first in (0, 2):
@@ -454,6 +455,7 @@ def _assert_history_is_shown(folder, history):
     assert _in_group("spectrum_union", "report") <= _tags(folder)
 
 
+@pytest.mark.slow
 def test_mirrored_strategy(tmp_path, folder):
     pytest.importorskip("keras_hub")
     history = run_worker(tmp_path, "board", folder, "mirrored")

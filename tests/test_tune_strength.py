@@ -74,6 +74,7 @@ def _trials(tmp_path):
     return [json.loads(file.read_text()) for file in files]
 
 
+@pytest.mark.slow
 def test_search_goes_on_where_it_was(search, tmp_path):
     search(2)
     first = _trials(tmp_path)

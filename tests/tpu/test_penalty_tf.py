@@ -13,7 +13,12 @@ import sizes
 pytestmark = pytest.mark.tpu
 
 CHIPS = {"v5e:2x2": 4, "v5e:2x4": 8}
-PROGRAMS = [(t, d) for t in CHIPS for d in ("float32", "bfloat16")]
+PROGRAMS = [
+    ("v5e:2x2", "float32"),
+    ("v5e:2x4", "bfloat16"),
+    pytest.param(("v5e:2x2", "bfloat16"), marks=pytest.mark.slow),
+    pytest.param(("v5e:2x4", "float32"), marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(params=PROGRAMS, ids="-".join)

@@ -17,9 +17,12 @@ import sizes
 pytestmark = pytest.mark.tpu
 
 OPTIONS = json.dumps({"max_tokens": 256, "momentum": 0.9})
-STEPS = list(
-    itertools.product(("v5e:2x2", "v5e:2x4"), ("float32", "mixed_bfloat16"))
-)
+STEPS = [
+    ("v5e:2x2", "float32"),
+    ("v5e:2x4", "mixed_bfloat16"),
+    pytest.param(("v5e:2x2", "mixed_bfloat16"), marks=pytest.mark.slow),
+    pytest.param(("v5e:2x4", "float32"), marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(params=STEPS, ids="-".join)
