@@ -63,7 +63,7 @@ strengths = st.integers(-1000, 1000).map(lambda n: n / 10)
 
 
 def as_tensor(points, dtype):
-    return ops.cast(ops.convert_toas_tensor(points), dtype)
+    return ops.cast(ops.convert_to_tensor(points), dtype)
 
 
 def rounded(points, dtype):
