@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 from keras import ops
 
 from keras_istar.autodiff import custom_gradient
@@ -9,6 +10,10 @@ from keras_istar.precision import matmul
 from keras_istar.precision import moments_dtype
 
 Tensor = Any  # A tensor of the active Keras backend.
+
+# On JAX, XLA orders operations to save memory, and gradients may be sharded: to
+# wait for one, devices would have to exchange a piece of it.
+_ONE_AFTER_THE_OTHER = keras.backend.backend() != "jax"
 
 
 def deviations(
@@ -51,26 +56,27 @@ def sums_about(centers, *tokens_and_weights):
         # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
         both = d_products + ops.transpose(d_products)
         d_tokens = []
-        latest = both
+        before = both
         # The last state first, as the model wants them, and one at a time:
         # deviations of all states at once would be the peak of a train step.
         for state, d_total in zip(
             reversed(states), reversed(ops.unstack(d_totals)), strict=True
         ):
-            latest = _state_gradient(latest, both, d_total, *state)
-            d_tokens.insert(0, latest)
+            d_tokens.insert(0, _state_gradient(before, both, d_total, *state))
+            if _ONE_AFTER_THE_OTHER:
+                before = d_tokens[0]
         return None, *d_tokens, *[None] * number
 
     return (sum(products[1:], start=products[0]), ops.stack(totals)), gradient
 
 
-def _state_gradient(latest, both, d_total, center, tokens, weights):
-    """Gradient of one state's tokens, computed after `latest`."""
+def _state_gradient(before, both, d_total, center, tokens, weights):
+    """Gradient of one state's tokens, computed after `before`."""
     if tokens.dtype == both.dtype:
-        cloud = deviations(_after(latest, center), tokens, weights)
+        cloud = deviations(_after(before, center), tokens, weights)
     else:
         # Lest the wider copy of the tokens be kept, too.
-        cloud = deviations(center, _after(latest, tokens), weights)
+        cloud = deviations(center, _after(before, tokens), weights)
     d_tokens = _zero_masked(matmul(cloud, both) + d_total, weights)
     return ops.cast(d_tokens, tokens.dtype)
 
