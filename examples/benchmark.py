@@ -20,8 +20,8 @@ the machine. Sections:
     callback    the callback's pass against `predict`
     sampling    error that `max_tokens` brings, on pretrained MiniLM
 
-Where a backend sees a GPU, it runs there; targets are for two CPU
-cores, where it takes 40 to 90 minutes and 12 GB of memory.
+Where a backend sees a GPU, it runs there; targets are for two CPU cores, where
+it takes one to two hours and 12 GB of memory.
 """
 
 import argparse
