@@ -12,6 +12,7 @@ from hypothesis import assume
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes
 from hypothesis.extra.numpy import arrays
 from keras import ops
 from strategies import as_tensor
@@ -123,6 +124,31 @@ def test_score_of_a_covariance_is_the_papers(cloud, power):
     cov = rounded(cov, "float32")
     score = keras_istar.isoscore_from_covariance(cov.astype("float32"))
     _assert_score(score, cov, 1, "float32")
+
+
+@examples(200)
+@given(
+    array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4),
+    st.integers(2, 5),
+    st.sampled_from(["int8", "uint8", "int32", "float16", "float32"]),
+    st.sampled_from(["bool", "int8", "uint8", "int32", "float32"]),
+    st.integers(0, 2**32 - 1),
+)
+def test_cloud_of_any_shape_is_its_tokens(shape, dim, dtype, mask_dtype, seed):
+    rng = np.random.default_rng(seed)
+    points = rng.integers(0, 100, size=(*shape, dim)).astype(dtype)
+    mask = rng.integers(-1, 2, size=shape).astype(mask_dtype)
+    chosen = points[mask != 0].astype("float64")
+    expected = oracle.covariance(chosen)
+    score = keras_istar.isoscore(points, mask)
+    _assert_score(score, expected, len(chosen), "float32")
+    points = as_tensor(points, "float32")
+    layer = keras_istar.IStarRegularization(1.0, shrinkage=0.0)
+    assert layer(points, mask=mask, training=True) is points
+    _assert_score(1.0 - layer.losses[0], expected, len(chosen), "float32")
+    metric = keras_istar.IsoScore()
+    metric.update_state(None, points, mask)
+    _assert_score(metric.result(), expected, len(chosen), "float32")
 
 
 def _moved(points, how, rng):
