@@ -16,11 +16,12 @@ def custom_gradient(function: Callable) -> Callable:
 
     Args:
         function: Function of tensors, or None for those that are absent. It
-            returns a tuple of tensors and a function that takes the gradients
-            of these and returns one for each argument, None for none.
+            returns a tensor or a tuple of them, and a function that takes the
+            gradients of these and returns one for each argument, None for
+            none.
 
     Returns:
-        Function of the same arguments that returns the tuple of tensors.
+        Function of the same arguments that returns those tensors.
     """
     if keras.backend.backend() == "torch":
         return lambda *arguments: function(*arguments)[0]

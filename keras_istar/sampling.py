@@ -1,10 +1,15 @@
 """Moments of hidden states, estimated from a random subset of their tokens."""
 
+import functools
+
 import keras
 from keras import ops
 
 from keras_istar import moments
+from keras_istar.autodiff import custom_gradient
 from keras_istar.distribution import add_replicas
+from keras_istar.gradient_order import after
+from keras_istar.gradient_order import last_first
 from keras_istar.moments import Moments
 from keras_istar.moments import Tensor
 
@@ -78,11 +83,8 @@ def _sample(flat, total, size, seed):
     """
     weights = flat[0][1]
     places, is_real = _draw(len(flat), weights, size, seed)
-    rows = [
-        ops.take(tokens, own, axis=0)
-        for (tokens, _), own in zip(flat, ops.unstack(places), strict=True)
-    ]
-    samples = ops.cast(ops.stack(rows), weights.dtype)
+    samples = _rows_at(places, *[tokens for tokens, _ in flat])
+    samples = ops.cast(samples, weights.dtype)
     samples = ops.where(is_real[..., None], samples, 0.0)
     num_drawn = ops.sum(ops.cast(is_real[0], weights.dtype))
     k = ops.maximum(num_drawn, 1.0)
@@ -100,6 +102,37 @@ def _sample(flat, total, size, seed):
         ops.sum(deviations, axis=1) / k,
         growth * scatter,
     )
+
+
+@custom_gradient
+def _rows_at(places, *tokens):
+    """Rows of each state at its own places, `(states, size, dim)`.
+
+    Backward, a few rows become all tokens of a state, one state at a time.
+    """
+    number = len(tokens)
+    places = ops.unstack(places, num=number)
+    rows = [
+        ops.take(*pair, axis=0) for pair in zip(tokens, places, strict=True)
+    ]
+
+    def gradient(d_rows):
+        d_tokens = last_first(
+            [
+                functools.partial(_scattered, d_own, own, ops.shape(x)[0])
+                for d_own, own, x in zip(
+                    ops.unstack(d_rows, num=number), places, tokens, strict=True
+                )
+            ]
+        )
+        return None, *d_tokens
+
+    return ops.stack(rows), gradient
+
+
+def _scattered(rows, places, number, before):
+    """Zeros `(number, dim)` with `rows` at their places, after `before`."""
+    return ops.segment_sum(after(before, rows), places, number)
 
 
 def _draw(number, weights, size, seed):

@@ -1,19 +1,17 @@
 """Sums over the tokens of hidden states, with a gradient that keeps nothing."""
 
+import functools
 from typing import Any
 
-import keras
 from keras import ops
 
 from keras_istar.autodiff import custom_gradient
+from keras_istar.gradient_order import after
+from keras_istar.gradient_order import last_first
 from keras_istar.precision import matmul
 from keras_istar.precision import moments_dtype
 
 Tensor = Any  # A tensor of the active Keras backend.
-
-# On JAX, XLA orders operations to save memory, and gradients may be sharded: to
-# wait for one, devices would have to exchange a piece of it.
-_ONE_AFTER_THE_OTHER = keras.backend.backend() != "jax"
 
 
 def deviations(
@@ -55,37 +53,26 @@ def sums_about(centers, *tokens_and_weights):
     def gradient(d_products, d_totals):
         # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
         both = d_products + ops.transpose(d_products)
-        d_tokens = []
-        before = both
-        # The last state first, as the model wants them, and one at a time:
-        # deviations of all states at once would be the peak of a train step.
-        for state, d_total in zip(
-            reversed(states), reversed(ops.unstack(d_totals)), strict=True
-        ):
-            d_tokens.insert(0, _state_gradient(before, both, d_total, *state))
-            if _ONE_AFTER_THE_OTHER:
-                before = d_tokens[0]
+        d_tokens = last_first(
+            [
+                functools.partial(_state_gradient, both, d_total, *state)
+                for state, d_total in zip(
+                    states, ops.unstack(d_totals), strict=True
+                )
+            ],
+            before=both,
+        )
         return None, *d_tokens, *[None] * number
 
     return (sum(products[1:], start=products[0]), ops.stack(totals)), gradient
 
 
-def _state_gradient(before, both, d_total, center, tokens, weights):
+def _state_gradient(both, d_total, center, tokens, weights, before):
     """Gradient of one state's tokens, computed after `before`."""
     if tokens.dtype == both.dtype:
-        cloud = deviations(_after(before, center), tokens, weights)
+        cloud = deviations(after(before, center), tokens, weights)
     else:
         # Lest the wider copy of the tokens be kept, too.
-        cloud = deviations(center, _after(before, tokens), weights)
+        cloud = deviations(center, after(before, tokens), weights)
     d_tokens = _zero_masked(matmul(cloud, both) + d_total, weights)
     return ops.cast(d_tokens, tokens.dtype)
-
-
-def _after(gradient, value):
-    """`value`, made to depend on `gradient`.
-
-    Otherwise a compiler finds what is computed from it in the forward pass as
-    well, and keeps that instead. A NaN in the gradient would come out anyway.
-    """
-    first = ops.sum(gradient[:1, :1])  # There may be no row.
-    return ops.where(ops.isnan(first), ops.cast(first, value.dtype), value)

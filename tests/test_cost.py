@@ -112,9 +112,28 @@ def test_one_product_forward_and_one_backward_for_each_state(masked, dtype):
 def test_backward_products_wait_for_each_other(masked, dtype):
     """Else an executor computes all that they need at once, and keeps it."""
     _, backward = _traced(3, masked, dtype)
-    products = [op for op in backward if _count_products([op])]
-    assert len(products) == 3
-    for before, after in itertools.pairwise(products):
+    _assert_in_turn([op for op in backward if _count_products([op])])
+
+
+@on_tensorflow
+@masked_or_not
+@any_dtype
+def test_backward_draws_become_all_tokens_in_turn(masked, dtype):
+    _, backward = _traced(3, masked, dtype, max_tokens=12)
+    tokens = int(np.prod(TOKENS))
+    _assert_in_turn(
+        [
+            op
+            for op in backward
+            if op.type == "UnsortedSegmentSum"
+            and op.outputs[0].shape[0] == tokens
+        ]
+    )
+
+
+def _assert_in_turn(operations):
+    assert len(operations) == 3
+    for before, after in itertools.pairwise(operations):
         assert before in _ancestors(after)
 
 
