@@ -26,7 +26,7 @@ class Head(NamedTuple):
 
     Attributes:
         weights: Values of the weights outside of the encoder.
-        normalization: Weights of the IsoBN before the head, if there is one.
+        normalization: Weights of the IsoBN it was trained with, if any.
         scores: Metrics on the test part.
     """
 
@@ -45,25 +45,24 @@ def train(task: Any, train: Tokens, test: Tokens, run: Run) -> Head:
     """Trains the head of a new classifier.
 
     Args:
-        task: The classifier; its head is changed.
+        task: The classifier; its head is changed, and IsoBN attached.
         train: Examples to train on.
         test: Examples to score.
         run: With which options; of the method only whether it is IsoBN, which
-            stands between encoder and head, matters.
+            the head is trained with, matters.
     """
     features = _first_head_layer(task).input
     encoder = keras.Model(task.inputs, features)
-    head = keras.Model(features, task.output)
+    weights = _head_weights(task)
     normalization = None
-    inputs = outputs = keras.Input(features.shape[1:])
     if run.method.regularizer == "isobn":
         normalization = keras_istar.IsotropicBatchNormalization()
-        outputs = normalization(outputs)
-    model = keras.Model(inputs, head(outputs))
-    _fit(model, _features(encoder, train), train.labels, run)
-    found = model.predict(_features(encoder, test), verbose=0)
+        keras_istar.attach_regularizer(task, normalization)
+    head = keras.Model(features, task.output)
+    _fit(head, _features(encoder, train), train.labels, run)
+    found = head.predict(_features(encoder, test), verbose=0)
     return Head(
-        [weight.numpy() for weight in _head_weights(task)],
+        [weight.numpy() for weight in weights],
         None if normalization is None else normalization.get_weights(),
         study_tasks.scores(run.task, found, test.labels),
     )

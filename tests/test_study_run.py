@@ -13,6 +13,8 @@ import study_options
 import text_tasks
 from text_tasks import Examples
 
+import keras_istar
+
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="the study feeds and trains through TensorFlow",
@@ -144,6 +146,43 @@ def test_methods_of_a_seed_start_alike(runner, make_run, monkeypatch):
     plain, zero = figures[0]["epochs"][-1], figures[1]["epochs"][-1]
     for name in ("loss", "isoscore_layer_1", "isoscore_union"):
         assert plain[name] == pytest.approx(zero[name], rel=1e-5), name
+
+
+def test_head_is_trained_with_isobn_where_fine_tuning_has_it(make_run, rng):
+    """DistilBERT's head has a dense layer before the sentence embedding."""
+    import study_head
+    import study_tasks
+
+    hub = pytest.importorskip("keras_hub")
+    backbone = hub.models.DistilBertBackbone(
+        vocabulary_size=20,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=DIM,
+        intermediate_dim=16,
+        max_sequence_length=6,
+    )
+
+    def make_classifier():
+        return hub.models.DistilBertTextClassifier(
+            backbone, num_classes=1, activation=None, dropout=0.0
+        )
+
+    inputs = {
+        "token_ids": rng.integers(0, 20, size=(24, 6)).astype("int32"),
+        "padding_mask": np.ones((24, 6), "int32"),
+    }
+    tokens = study_tasks.Tokens(inputs, rng.uniform(0, 5, size=24))
+    run = make_run("isobn", task="stsb")
+    head = study_head.train(make_classifier(), tokens, tokens, run)
+    classifier = make_classifier()
+    head.give_to(classifier)
+    layer = keras_istar.IsotropicBatchNormalization()
+    keras_istar.attach_regularizer(classifier, layer)
+    layer.set_weights(head.normalization)
+    found = classifier.predict(inputs, verbose=0)
+    scores = study_tasks.scores("stsb", found, tokens.labels)
+    assert scores == pytest.approx(head.scores, rel=1e-4)
 
 
 @pytest.mark.slow
