@@ -47,6 +47,22 @@ def test_arrays_of_plain_models_pass_unchanged():
     assert batch_size == 4
 
 
+@pytest.mark.parametrize("shape", [None, (None, None), (None, 4)])
+def test_datasets_that_know_little_of_their_shapes_are_taken(shape):
+    tf = pytest.importorskip("tensorflow")
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter([np.zeros((3, 4))]),
+        output_signature=tf.TensorSpec(shape),
+    )
+    hub.check_data(model, dataset)
+    wrong = tf.data.Dataset.from_tensors(np.zeros((3, 5)))
+    with pytest.raises(ValueError, match="`data` must fit the input"):
+        hub.check_data(model, wrong)
+
+
 def test_datasets_of_plain_models_keep_their_batches():
     tf = pytest.importorskip("tensorflow")
 
