@@ -1,7 +1,7 @@
 """All tests, slow ones too, at both ends of what pyproject.toml allows.
 
     pip install "nox[uv]" && nox
-    nox -s newest -- --cov --cov-fail-under=100   # and every line is run
+    nox -s newest -- --cov --cov-fail-under=100  # fails unless all lines run
 
 uv takes each bound there at its word: what it installs for `oldest` is the
 lower bound itself.
