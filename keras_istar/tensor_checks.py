@@ -45,8 +45,9 @@ def check_covariance(
         )
     if dtype is not None:
         value = ops.cast(value, dtype)
-    if _is_known(value):
-        _check_values(name, value)
+    constant = ops.stop_gradient(value)
+    if _is_known(constant):
+        _check_values(name, constant)
     return value
 
 
