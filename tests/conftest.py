@@ -9,10 +9,9 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
+from vocabulary import VOCABULARY
 
 BACKEND = keras.backend.backend()
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-VOCABULARY += "a the film plot cast is was very not good bad fine dull".split()
 
 
 # The same examples every time, but with `--hypothesis-profile random`.
@@ -202,7 +201,7 @@ def make_report(rng):
 
 
 def _report_row(rng, layer, values):
-    from keras_istar.report import LayerIsotropy
+    from keras_istar._src.measure.report import LayerIsotropy
 
     variances = rng.uniform(0.5, 1.5, size=12)
     variances[3] = 30.0

@@ -13,11 +13,11 @@ import pytest
 import report_words
 import text_tasks
 from command_line import UserError
-from conftest import VOCABULARY
 from test_examples import TFDS
 from test_examples import eigenvalue_isoscore
 from test_examples import hidden_tokens
 from test_examples import needs_tensorflow  # noqa: F401
+from vocabulary import VOCABULARY
 
 pytest.importorskip("jinja2")
 pytest.importorskip("matplotlib")

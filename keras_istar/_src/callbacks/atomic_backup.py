@@ -1,0 +1,75 @@
+"""Backups of a training that no kill can damage.
+
+Keras writes a backup over the last one, the weights first and then the epoch. A
+run that is killed meanwhile does not start again, or repeats an epoch on newer
+weights, with `double_checkpoint` or without.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+
+Logs = dict[str, Any] | None
+
+
+class AtomicBackup(keras.callbacks.BackupAndRestore):
+    """`BackupAndRestore` whose backups are there as a whole or not at all.
+
+    Every backup is a folder of its own, named after the epochs it has seen
+    once all of it is written; the one before it is then deleted.
+
+    Args:
+        folder: Where to keep backups, on a file system of this machine and
+            for this training alone. It is made when the first epoch ends.
+        delete_checkpoint: Whether to delete the backup when training ends.
+
+    Example:
+
+    ```python
+    model.fit(x, y, epochs=9, callbacks=[AtomicBackup("backup")])
+    ```
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike, delete_checkpoint: bool = True
+    ):
+        self.folder = Path(folder)
+        # Keras works here; nothing that is found here counts.
+        super().__init__(
+            str(self.folder / "unfinished"), delete_checkpoint=delete_checkpoint
+        )
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        shutil.rmtree(self.backup_dir, ignore_errors=True)
+        whole = self._whole()
+        if whole:
+            shutil.copytree(whole[-1], self.backup_dir)
+        super().on_train_begin(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        older = self._whole()
+        super().on_epoch_end(epoch, logs)
+        os.rename(self.backup_dir, self.folder / f"epoch_{epoch + 1}")
+        self._delete(older)
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        super().on_train_end(logs)
+        if self.delete_checkpoint:
+            self._delete(self._whole())
+
+    def _whole(self):
+        """Folders of whole backups, the newest one last."""
+        return sorted(self.folder.glob("epoch_*"), key=_epochs)
+
+    def _delete(self, backups):
+        for backup in backups:
+            # Under this name, none is taken for whole while it is deleted.
+            os.rename(backup, self.backup_dir)
+            shutil.rmtree(self.backup_dir)
+
+
+def _epochs(backup):
+    return int(backup.name.removeprefix("epoch_"))
