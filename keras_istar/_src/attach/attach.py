@@ -10,12 +10,10 @@ import keras
 from keras_istar._src.attach.find_states import check_functional
 from keras_istar._src.attach.find_states import find_embedding
 from keras_istar._src.attach.find_states import find_states
+from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.compat.distribution import strategy_scope
 from keras_istar._src.layers.base import HiddenStateRegularization
-from keras_istar._src.layers.base import after_compute_loss
-from keras_istar._src.layers.base import layers_update_metrics
-from keras_istar._src.layers.base import restore_compute_loss
 from keras_istar._src.layers.isobn import IsotropicBatchNormalization
 from keras_istar._src.layers.istar import IStarRegularization
 from keras_istar._src.layers.probe import Probe
@@ -144,8 +142,7 @@ def attach_regularizer(
             _attach_below(model, regularizer, layers)
         else:
             _insert(model, regularizer, layers)
-        if not layers_update_metrics():
-            after_compute_loss(model, regularizer.log_step)
+        jax_trainer.hook(model)
         keras_graph.forget_traces(model)
 
 
@@ -163,6 +160,8 @@ def _attach_below(model, regularizer, layers):
             f"{dim}. Received: regularizer of width {regularizer.dim}"
         )
     regularizer.state_names = states.names
+    regularizer.owner_name = states.owner.name
+    regularizer.join(model)
     with strategy_scope(model):
         keras_graph.attach_layer(
             states.owner, name, regularizer, states.tensors, mask=states.masks
@@ -230,7 +229,8 @@ def detach(model: keras.Model) -> None:
         if is_normalized:
             keras_graph.remove_inserted_layer(model)
         keras_graph.resume_recomputation(model)
-        restore_compute_loss(model)
+        for nested in keras_graph.nested_models(model):
+            jax_trainer.unhook(nested)
         keras_graph.forget_traces(model)
 
 

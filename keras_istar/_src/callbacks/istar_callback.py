@@ -10,9 +10,11 @@ from keras import ops
 
 from keras_istar._src import validation
 from keras_istar._src.callbacks.tensorboard import Dashboard
+from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat import keras_data
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.compat.distribution import is_chief
+from keras_istar._src.layers.base import name_logs
 from keras_istar._src.layers.istar import IStarRegularization
 from keras_istar._src.measure.streaming_pass import StatesPass
 from keras_istar._src.score import moments
@@ -136,6 +138,14 @@ class IStarCallback(keras.callbacks.Callback):
         if self.log_dir is not None:
             self._dashboard = Dashboard(self.log_dir)
 
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        # A model that holds layers of ours without having been attached.
+        self._has_hooked = not jax_trainer.is_hooked(model)
+        jax_trainer.hook(model)
+        for layer in keras_graph.find_layers(model, IStarRegularization):
+            layer.join(model)
+
     def on_train_begin(self, logs: Logs = None) -> None:
         self._close_dashboard()  # After a training that was interrupted.
         layers = keras_graph.find_layers(self.model, IStarRegularization)
@@ -148,6 +158,9 @@ class IStarCallback(keras.callbacks.Callback):
         keras_data.check_data(self.model, self.data)
         if keras_data.count_examples(self.data) == 0:
             raise self._empty_data_error()
+        if not all(layer.built for layer in layers):
+            self._build()
+        name_logs(self.model)
         self._said_fewer = False
         self._pass: StatesPass | None = StatesPass(
             self.model,
@@ -158,6 +171,13 @@ class IStarCallback(keras.callbacks.Callback):
             show_progress=bool(self.verbose),
         )
         self._estimate()
+
+    def _build(self):
+        """Runs the model once, which makes the variables of its layers."""
+        data, batch_size = keras_data.preprocessed(
+            self.model, self.data, self.batch_size
+        )
+        self.model.predict(data, batch_size=batch_size, steps=1, verbose=0)
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         self._first_batch = batch
@@ -182,6 +202,8 @@ class IStarCallback(keras.callbacks.Callback):
     def on_train_end(self, logs: Logs = None) -> None:
         self._pass = None
         self._close_dashboard()
+        if self._has_hooked:
+            jax_trainer.unhook(self.model)
 
     def _estimate(self):
         """Sets Σ_S of every layer; returns moments by layer and state."""

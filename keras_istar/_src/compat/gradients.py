@@ -48,7 +48,8 @@ def custom_gradient(function: Callable) -> Callable:
                     if x is not None
                 )
 
-            gradient_functions.append(gradients)
+            if keras.backend.backend() == "tensorflow":
+                gradient_functions.append(gradients)
             return outputs, gradients
 
         tensors = [x for x in arguments if x is not None]

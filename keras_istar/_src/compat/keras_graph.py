@@ -6,6 +6,7 @@ outputs therefore sees any hidden state, and changes nothing for the others:
 the model's own nodes, layers, config and outputs stay as they are.
 """
 
+import inspect
 import threading
 import weakref
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import keras
 
 try:
     from keras.src.backend import get_keras_mask
+    from keras.src.backend import get_stateless_scope
+    from keras.src.backend import in_stateless_scope
     from keras.src.models.functional import Functional
 except ImportError as e:
     raise ImportError(
@@ -199,12 +202,30 @@ def resume_recomputation(model: keras.Model) -> None:
             nested._remat_mode = _suspended_modes.pop(nested)
 
 
+def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The outermost model, or layer, in whose call `layer` is being called."""
+    return layer._get_call_context().entry_layer
+
+
+def knows_training(layer: keras.layers.Layer) -> bool:
+    """Whether what calls `layer` can say that it trains.
+
+    A layer that is called by hand can: whoever calls it sees what it returns.
+    """
+    caller = calling_model(layer)
+    if caller is layer:
+        # A model that trains or evaluates on JAX asks for losses, unnamed.
+        is_in_model = in_stateless_scope()
+        return not (is_in_model and get_stateless_scope().collect_losses)
+    return "training" in inspect.signature(caller.call).parameters
+
+
 def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:
     """Makes all layers of the model that calls `layer` use other lists.
 
     The layer is being called; the model may be the layer itself.
     """
-    model = layer._get_call_context().entry_layer
+    model = calling_model(layer)
     for part in model._flatten_layers():
         if not isinstance(part._losses, make_list):
             losses = make_list()

@@ -62,7 +62,6 @@ class CosineRegularization(HiddenStateRegularization):
     """
 
     default_layers = -1
-    default_name = "cosine_regularization"
     measure_name = "cosine"
     penalty_name = "cosine_penalty"
 
@@ -70,12 +69,12 @@ class CosineRegularization(HiddenStateRegularization):
         super().__init__(strength, **kwargs)
         self.sync = validation.check_bool("sync", sync)
 
-    def measure(self, states: list[Tensor], masks: list) -> Tensor:
-        sums = sum(map(_direction_sums, states, masks))
+    def measure(self, hidden_states: list[Tensor], masks: list) -> Tensor:
+        sums = sum(map(_direction_sums, hidden_states, masks))
         return mean_cosine(add_replicas(sums) if self.sync else sums)
 
-    def loss(self, measured: Tensor) -> Tensor:
-        return measured
+    def loss(self, measure: Tensor) -> Tensor:
+        return measure
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "sync": self.sync}

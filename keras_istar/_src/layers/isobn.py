@@ -6,11 +6,11 @@ import keras
 from keras import ops
 
 from keras_istar._src import validation
+from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat.distribution import add_shared_weight
 from keras_istar._src.compat.distribution import separate_losses
 from keras_istar._src.layers.base import TrainingMean
-from keras_istar._src.layers.base import layers_update_metrics
-from keras_istar._src.layers.base import log_name
+from keras_istar._src.layers.base import default_prefix
 from keras_istar._src.score import moments
 from keras_istar._src.score.isoscore import unchecked_isoscore
 from keras_istar._src.score.moments import sum_over_replicas
@@ -85,8 +85,7 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         self.beta = validation.check_fraction("beta", beta)
         self.epsilon = validation.check_positive("epsilon", epsilon)
         self.supports_masking = True
-        self._step: Tensor | None = None
-        self._isoscore = TrainingMean(log_name(self, "isobn_isoscore"))
+        self._isoscore = TrainingMean(f"{default_prefix(self)}isobn_isoscore")
 
     def build(self, input_shape: Any) -> None:
         sizes = tuple(input_shape or ())
@@ -117,9 +116,10 @@ class IsotropicBatchNormalization(keras.layers.Layer):
             # `_update` waits for the other replicas.
             separate_losses(self)
             self._update(embeddings)
-            self._step = self._scaled_isoscore()
-            if layers_update_metrics():
-                self.log_step()
+            score = self._scaled_isoscore()
+            jax_trainer.log_call(
+                lambda _: self._isoscore.record(score), self._isoscore
+            )
         return embeddings * ops.cast(self.scale(), embeddings.dtype)
 
     def scale(self) -> Tensor:
@@ -136,13 +136,6 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         scale = self.scale()
         covariance = ops.convert_to_tensor(self.moving_covariance)
         return unchecked_isoscore(covariance * scale[:, None] * scale[None, :])
-
-    def log_step(self) -> None:
-        """Logs the training step that has just been traced, if it was one."""
-        if self._step is not None:
-            self._isoscore.update_state(self._step)
-            self._isoscore.is_training = True
-            self._step = None  # Nothing may outlive the trace.
 
     def _update(self, embeddings):
         tokens = sum_over_replicas(

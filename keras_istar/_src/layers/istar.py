@@ -3,13 +3,14 @@
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_istar._src import validation
 from keras_istar._src.compat.distribution import ReplicaSeedGenerator
-from keras_istar._src.compat.distribution import add_shared_weight
+from keras_istar._src.compat.keras_state import StateVariable
 from keras_istar._src.layers.base import HiddenStateRegularization
-from keras_istar._src.layers.base import TunableNumber
+from keras_istar._src.layers.base import Setting
 from keras_istar._src.score import moments
 from keras_istar._src.score.isoscore import unchecked_isoscore
 from keras_istar._src.score.moments import sum_over_replicas
@@ -52,9 +53,9 @@ class IStarRegularization(HiddenStateRegularization):
     Args:
         strength: The paper's λ, any finite number. Positive pushes towards
             isotropy, negative away from it, 0 only logs. May be assigned
-            between epochs without retracing.
+            at any time without retracing.
         shrinkage: The paper's ζ in [0, 1]: 0 is the batch alone, 1 is Σ_S
-            alone. May be assigned between epochs without retracing.
+            alone. May be assigned at any time without retracing.
         momentum: None, or a number in (0, 1) with which the layer maintains
             Σ_S as an exponential moving average of batch covariances,
             `momentum * Σ_S + (1 - momentum) * Σ`, starting from the first.
@@ -82,8 +83,8 @@ class IStarRegularization(HiddenStateRegularization):
         training: Whether to add the penalty.
 
     Attributes:
-        shrinkage_covariance: Σ_S as a non-trainable float32 weight of shape
-            `(dim, dim)`, saved and restored with the model.
+        shrinkage_covariance: Σ_S, a float32 variable of shape `(dim, dim)`.
+            Files of the model hold it. It is none of the model's `weights`.
         has_shrinkage_covariance: Whether Σ_S has been set.
 
     Raises:
@@ -107,10 +108,9 @@ class IStarRegularization(HiddenStateRegularization):
         Rudman and Eickhoff, "Stable Anisotropic Regularization", ICLR 2024.
     """
 
-    default_name = "i_star_regularization"
     measure_name = "isoscore"
     penalty_name = "istar_penalty"
-    shrinkage = TunableNumber(validation.check_fraction)
+    shrinkage = Setting(validation.check_fraction)
 
     def __init__(
         self,
@@ -133,32 +133,48 @@ class IStarRegularization(HiddenStateRegularization):
 
     def build(self, input_shape: Any) -> None:
         super().build(input_shape)
-        self.shrinkage_covariance = add_shared_weight(
-            self, "shrinkage_covariance", (self.dim, self.dim)
+        self._shrinkage_covariance = StateVariable(
+            "shrinkage_covariance", (self.dim, self.dim)
         )
-        self.has_shrinkage_covariance = add_shared_weight(
-            self, "has_shrinkage_covariance"
+        self._has_shrinkage_covariance = StateVariable(
+            "has_shrinkage_covariance"
         )
         if self.max_tokens is not None:
             self._draws = ReplicaSeedGenerator(self.seed)
 
-    def measure(self, states: list[Tensor], masks: list) -> Tensor:
-        tokens = self._moments(states, masks)
+    @property
+    def shrinkage_covariance(self) -> keras.Variable:
+        """Σ_S, a float32 variable `(dim, dim)`."""
+        return self._shrinkage_covariance.state
+
+    @property
+    def has_shrinkage_covariance(self) -> keras.Variable:
+        """1 once Σ_S has been set, 0 before."""
+        return self._has_shrinkage_covariance.state
+
+    def measure(self, hidden_states: list[Tensor], masks: list) -> Tensor:
+        tokens = self._moments(hidden_states, masks)
         if self.sync:
             tokens = sum_over_replicas(tokens)
         batch = moments.covariance(tokens)
+        estimate = ops.convert_to_tensor(self.shrinkage_covariance)
+        # An average that is not finite would never become so again.
+        has_estimate = ops.logical_and(
+            ops.convert_to_tensor(self.has_shrinkage_covariance) > 0,
+            ops.all(ops.isfinite(estimate)),
+        )
         target = ops.where(
-            self.has_shrinkage_covariance > 0,
-            ops.cast(self.shrinkage_covariance, batch.dtype),
+            has_estimate,
+            ops.cast(estimate, batch.dtype),
             moments.scaled_identity(batch),
         )
         if self.momentum is not None:
-            self._update_shrinkage_covariance(tokens.count, batch)
-        shrinkage = ops.cast(self.number("shrinkage"), batch.dtype)
+            self._average(estimate, has_estimate, tokens.count, batch)
+        shrinkage = ops.cast(self.setting("shrinkage"), batch.dtype)
         return unchecked_isoscore(moments.shrink(batch, target, shrinkage))
 
-    def loss(self, measured: Tensor) -> Tensor:
-        return 1.0 - measured
+    def loss(self, measure: Tensor) -> Tensor:
+        return 1.0 - measure
 
     def _moments(self, states, masks):
         if self.max_tokens is None:
@@ -166,17 +182,15 @@ class IStarRegularization(HiddenStateRegularization):
         size = max(2, self.max_tokens // len(states))
         return sampled_moments(states, masks, size, self._draws, self.sync)
 
-    def _update_shrinkage_covariance(self, count, batch):
+    def _average(self, before, has_before, count, batch):
         """One step of the moving average, skipped where it would be damaged."""
-        before = ops.convert_to_tensor(self.shrinkage_covariance)
-        has_before = ops.convert_to_tensor(self.has_shrinkage_covariance)
         batch = ops.cast(ops.stop_gradient(batch), before.dtype)
         after = self.momentum * before + (1.0 - self.momentum) * batch
-        after = ops.where(has_before > 0, after, batch)
+        after = ops.where(has_before, after, batch)
         is_usable = ops.logical_and(count >= 2, ops.all(ops.isfinite(after)))
         self.shrinkage_covariance.assign(ops.where(is_usable, after, before))
         self.has_shrinkage_covariance.assign(
-            ops.where(is_usable, 1.0, has_before)
+            ops.cast(ops.logical_or(is_usable, has_before), "float32")
         )
 
     def set_shrinkage_covariance(self, value: Tensor) -> None:
@@ -212,5 +226,24 @@ class IStarRegularization(HiddenStateRegularization):
         )
         return config
 
-    def estimates(self) -> list[keras.Variable]:
+    def save_own_variables(self, store: Any) -> None:
+        for variable in self._estimates():
+            store[variable.name] = variable
+
+    def load_own_variables(self, store: Any) -> None:
+        # A file of a model without this layer leaves the estimates alone.
+        covariance, flag = self._estimates()
+        if covariance.name not in store.keys():
+            return
+        try:
+            self.set_shrinkage_covariance(np.asarray(store[covariance.name]))
+        except ValueError as e:
+            raise ValueError(
+                "`shrinkage_covariance` in a file of weights must be a "
+                f"covariance. Received, for layer {self.name!r}: {e}"
+            ) from e
+        flag.assign(float(np.asarray(store[flag.name]) > 0))
+
+    def _estimates(self):
+        """Variables that files hold."""
         return [self.shrinkage_covariance, self.has_shrinkage_covariance]
