@@ -60,6 +60,17 @@ class LayerIsotropy:
     Raises:
         ValueError: If an attribute is of another type, or spectrum, means and
             variances differ in length.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 4))
+    >>> hidden = keras.layers.Dense(6, name="encoder")(inputs)
+    >>> model = keras.Model(inputs, hidden)
+    >>> data = np.random.default_rng(0).normal(size=(32, 8, 4))
+    >>> report = keras_istar.measure(model, data, layers="encoder", verbose=0)
+    >>> row = report.rows[0]
+    >>> row.layer, row.tokens, len(row.spectrum)
+    ('encoder', 256, 6)
     """
 
     layer: str
@@ -123,7 +134,7 @@ class IsotropyReport:
     >>> model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
     >>> data = np.random.default_rng(0).normal(size=(32, 8, 4))
     >>> report = keras_istar.measure(
-    ...     model, data, layers="encoder", metrics=["isoscore"], verbose=0
+    ...     model, data, layers="encoder", measures=["isoscore"], verbose=0
     ... )
     >>> 0 < float(report.to_frame().loc["union", "isoscore"]) < 1
     True
