@@ -194,7 +194,7 @@ class IsotropyReport:
                 "`other` must be an `IsotropyReport`. "
                 f"Received: other={other!r:.200}"
             )
-        here, there = self._measures_frame(), other._measures_frame()
+        here, there = _measures_frame(self), _measures_frame(other)
         if (self.shrinkage, self.shrinkage_target) != (
             other.shrinkage,
             other.shrinkage_target,
@@ -259,10 +259,10 @@ class IsotropyReport:
             f"layers={[row.layer for row in self.rows]}>"
         )
 
-    def _measures_frame(self):
-        frame = self.to_frame()
-        measures = [n for n in frame.columns if n in COLUMNS]
-        return frame[measures]
+
+def _measures_frame(report: IsotropyReport) -> "pandas.DataFrame":
+    frame = report.to_frame()
+    return frame[[name for name in frame.columns if name in COLUMNS]]
 
 
 def describe(
