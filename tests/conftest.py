@@ -201,13 +201,13 @@ def make_report(rng):
 
 
 def _report_row(rng, layer, values):
-    from keras_istar._src.measure.report import LayerIsotropy
+    from keras_istar import LayerIsotropy
 
     variances = rng.uniform(0.5, 1.5, size=12)
     variances[3] = 30.0
     return LayerIsotropy(
         layer=layer,
-        points=1234,
+        tokens=1234,
         values={"isoscore": rng.uniform(), "mean_norm": rng.uniform()} | values,
         spectrum=np.sort(rng.uniform(0.1, 9, size=12))[::-1].tolist(),
         means=rng.normal(size=12).tolist(),

@@ -154,21 +154,29 @@ def renamed_arguments(**renames: str) -> Callable[[Function], Function]:
         **renames: The new name of each old one.
 
     Returns:
-        A decorator. Who uses an old name gets a `DeprecationWarning`.
+        A decorator. An old name causes a `DeprecationWarning`; with the new
+        one beside it, a `ValueError`.
     """
 
     def decorate(function):
         @functools.wraps(function)
         def with_old_names(*args, **kwargs):
             for old, new in renames.items():
-                if old in kwargs:
-                    warnings.warn(
-                        f"`{old}` is now called `{new}`. The old name will be "
-                        "removed in the next release.",
-                        DeprecationWarning,
-                        stacklevel=2,
+                if old not in kwargs:
+                    continue
+                if new in kwargs:
+                    raise ValueError(
+                        f"`{old}` must not stand beside `{new}`, its new name. "
+                        f"Received: {old}={kwargs[old]!r:.200} and "
+                        f"{new}={kwargs[new]!r:.200}"
                     )
-                    kwargs.setdefault(new, kwargs.pop(old))
+                warnings.warn(
+                    f"`{old}` is now called `{new}`. The old name will be "
+                    "removed in the next release.",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                kwargs[new] = kwargs.pop(old)
             return function(*args, **kwargs)
 
         return with_old_names

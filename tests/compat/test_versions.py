@@ -1,116 +1,128 @@
-"""What is asked of Keras, TensorFlow and KerasHub, and what is said of it."""
+"""Which Keras, TensorFlow and KerasHub are refused, and in which words."""
 
-import os
+import importlib.metadata
 import re
 import subprocess
 import sys
-import tomllib
-from pathlib import Path
+import types
 
 import keras
 import pytest
 
-from keras_istar._src.compat import versions
+from keras_istar._src.compat.versions import check_versions
 
-ROOT = Path(__file__).parents[2]
-
-
-def test_bounds_are_those_of_the_installer():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = project["dependencies"] + project["optional-dependencies"]["hub"]
-    for package, (oldest, too_new) in versions._SUPPORTED.items():
-        name = package.replace("_", "-")
-        (bounds,) = [x for x in needed if re.match(rf"{name}>=", x)]
-        expected = f"{name}>={versions._text(oldest)}"
-        if too_new is not None:
-            expected += f",<{versions._text(too_new)}"
-        assert bounds == expected
+OTHERS = [
+    ("keras", "2.15.0", "<4,>=3.15"),
+    ("keras", "3.14.1", "<4,>=3.15"),
+    ("keras", "4.0.0", "<4,>=3.15"),
+    ("tensorflow", "2.19.1", "<3,>=2.20"),
+    ("tensorflow", "3.0.0", "<3,>=2.20"),
+    ("keras_hub", "0.31.1", ">=0.32"),
+]
 
 
-@pytest.mark.parametrize(
-    "package, version, allowed",
-    [
-        ("keras", "2.15.0", "3.15 or newer, before 4"),
-        ("keras", "3.14.1", "3.15 or newer, before 4"),
-        ("keras", "4.0.0", "3.15 or newer, before 4"),
-        ("tensorflow", "2.19.1", "2.20 or newer, before 3"),
-        ("keras_hub", "0.31.1", "0.32 or newer"),
-    ],
-)
-def test_other_versions_are_refused_at_import(package, version, allowed):
-    code = (
-        "import sys, types, keras; "
-        f"sys.modules.setdefault({package!r}, types.ModuleType({package!r})); "
-        f"sys.modules[{package!r}].__version__ = {version!r}; "
-        "import keras_istar"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == (
-        f"ImportError: keras_istar needs `{package}` {allowed}. "
+def message(package, version, allowed):
+    return (
+        f"keras_istar needs `{package}` {allowed}. "
         f"Received: {package}.__version__={version!r}"
     )
 
 
-@pytest.mark.parametrize(
-    "package, version, allowed",
-    [
-        ("tensorflow", "2.19.1", "2.20 or newer, before 3"),
-        ("tensorflow", "3.0.0", "2.20 or newer, before 3"),
-        ("keras_hub", "0.31.1", "0.32 or newer"),
-    ],
-)
-def test_other_versions_that_are_only_installed(
-    package, version, allowed, tmp_path
+def pretend(monkeypatch, package, version):
+    module = types.SimpleNamespace(__version__=version)
+    monkeypatch.setitem(sys.modules, package, module)
+
+
+@pytest.fixture
+def install(monkeypatch, tmp_path):
+    """Function that adds a package which is only installed, not imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def add(name, version, *requirements):
+        folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        lines = [f"Requires-Dist: {text}" for text in requirements]
+        (folder / "METADATA").write_text(
+            "\n".join([f"Name: {name}", f"Version: {version}", *lines])
+        )
+        monkeypatch.delitem(sys.modules, name.replace("-", "_"), raising=False)
+
+    return add
+
+
+@pytest.mark.parametrize("package, version, allowed", OTHERS)
+def test_imported_packages_of_other_versions(
+    monkeypatch, package, version, allowed
 ):
-    pytest.importorskip("jax")  # With which Keras imports no TensorFlow.
-    folder = tmp_path / f"{package}-{version}.dist-info"
-    folder.mkdir()
-    name = package.replace("_", "-")
-    (folder / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
-    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, "-c", "import keras_istar"],
-        env=os.environ | {"PYTHONPATH": paths, "KERAS_BACKEND": "jax"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stderr.splitlines()[-1] == (
-        f"ImportError: keras_istar needs `{package}` {allowed}. "
-        f"Received: {package}.__version__={version!r}"
-    )
+    pretend(monkeypatch, package, version)
+    with pytest.raises(ImportError) as error:
+        check_versions()
+    assert str(error.value) == message(package, version, allowed)
 
 
-def test_packages_that_are_not_installed_pass():
-    assert versions._version("no_such_package") is None
-
-
-@pytest.mark.parametrize(
-    "module, name",
-    [
-        ("keras.src.models.functional", "Functional"),
-        ("keras.src.backend", "get_keras_mask"),
-    ],
-)
-def test_private_names_that_keras_has_moved(module, name):
-    code = (
-        f"import sys, keras; del sys.modules[{module!r}].{name}; "
-        "import keras_istar"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert re.match(
-        "ImportError: keras_istar relies on private names, of which Keras "
-        f"{keras.__version__} has moved one: .*{name!r} from {module!r}",
-        done.stderr.splitlines()[-1],
-    )
+@pytest.mark.parametrize("package, version, allowed", OTHERS[3:])
+def test_packages_of_other_versions_that_are_only_installed(
+    install, package, version, allowed
+):
+    install(package.replace("_", "-"), version)
+    with pytest.raises(ImportError) as error:
+        check_versions()
+    assert str(error.value) == message(package, version, allowed)
 
 
 @pytest.mark.parametrize(
     "version", ["3.15.0", "3.15.1rc0", "3.16.0.dev2026112403", "3.100"]
 )
-def test_supported_versions_pass(version):
-    versions._check("keras", version)
+def test_supported_versions_pass(monkeypatch, version):
+    pretend(monkeypatch, "keras", version)
+    check_versions()
+
+
+def test_bounds_are_those_that_the_installed_package_declares(install):
+    install("keras-istar", "9.9", "keras<3.1,>=3.0", "numpy>=99")
+    with pytest.raises(ImportError) as error:
+        check_versions()
+    assert str(error.value) == message("keras", keras.__version__, "<3.1,>=3.0")
+
+
+def test_packages_that_are_not_installed_pass(monkeypatch):
+    def find_none(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.delitem(sys.modules, "keras_hub", raising=False)
+    monkeypatch.setattr(importlib.metadata, "version", find_none)
+    check_versions()
+    monkeypatch.setattr(importlib.metadata, "requires", find_none)
+    pretend(monkeypatch, "keras", "2.15.0")
+    check_versions()
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (
+            "keras.__version__ = '2.15.0'",
+            re.escape(message("keras", "2.15.0", "<4,>=3.15")),
+        ),
+        *[
+            (
+                f"del sys.modules[{module!r}].{name}",
+                "keras_istar relies on private names, of which Keras "
+                f"{keras.__version__} has moved one: .*{name!r} from "
+                f"{module!r}",
+            )
+            for module, name in [
+                ("keras.src.models.functional", "Functional"),
+                ("keras.src.backend", "get_keras_mask"),
+            ]
+        ],
+    ],
+)
+def test_the_import_says_what_it_cannot_live_with(change, said):
+    code = f"import sys, keras; {change}; import keras_istar"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert re.match(f"ImportError: {said}", last), last

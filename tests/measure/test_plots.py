@@ -1,4 +1,3 @@
-import subprocess
 import sys
 import warnings
 
@@ -128,18 +127,3 @@ def test_figure_needs_matplotlib(report, monkeypatch):
     message = r"needs matplotlib: `pip install keras-istar\[report\]`\.$"
     with pytest.raises(ImportError, match=message):
         report.plot()
-
-
-def test_importing_the_package_does_not_import_the_extra():
-    code = (
-        "import sys, keras, tensorflow\n"
-        "before = set(sys.modules)  # Keras itself imports pandas.\n"
-        "import keras_istar.measurement\n"
-        "print(*set(sys.modules) - before)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    extra = {"pandas", "matplotlib", "skdim", "keras_hub"}
-    assert "keras_istar._src.measure.report" in result.stdout.split()
-    assert extra.isdisjoint(result.stdout.split())

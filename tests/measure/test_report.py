@@ -17,7 +17,7 @@ def test_frame_has_a_row_a_layer(make_report):
     assert list(frame.index) == ["layer_0", "layer_1", "union"]
     assert frame.index.name == "layer"
     assert list(frame.columns) == [
-        "points",
+        "tokens",
         "isoscore",
         "mean_norm",
         "twonn_dimension",
@@ -27,7 +27,7 @@ def test_frame_has_a_row_a_layer(make_report):
     for row in report.rows:
         assert frame.loc[row.layer, "isoscore"] == row.values["isoscore"]
         assert frame.loc[row.layer, "outlier_dimensions"] == [3]
-    assert frame["points"].dtype.kind == "i"
+    assert frame["tokens"].dtype.kind == "i"
     assert frame["twonn_tokens"].dtype.kind == "i"
 
 
@@ -148,9 +148,9 @@ class TestFile:
     def test_later_version(self, make_report, tmp_path):
         path = tmp_path / "report.json"
         make_report().save(path)
-        content = json.loads(path.read_text()) | {"version": 2}
+        content = json.loads(path.read_text()) | {"version": 3}
         path.write_text(json.dumps(content))
-        with pytest.raises(ValueError, match="later version.*version=2"):
+        with pytest.raises(ValueError, match="later version.*version=3"):
             IsotropyReport.load(path)
 
     def test_missing_file(self, tmp_path):
@@ -166,7 +166,7 @@ class TestPrint:
         header, *rows = lines[2:6]
         assert header.split() == [
             "layer",
-            "points",
+            "tokens",
             "IsoScore",
             "part.ratio",
             "outliers",
@@ -205,8 +205,8 @@ class TestPrint:
         )
         report.rows[-1].values["twonn_tokens"] = 1995
         text = str(report)
-        assert "\npartition: from a sample of 2,000 points.\n" in text
-        assert "\nTwoNN: from a sample of 1,990 to 1,995 points.\n" in text
+        assert "\npartition: from a sample of 2,000 tokens.\n" in text
+        assert "\nTwoNN: from a sample of 1,990 to 1,995 tokens.\n" in text
         assert "sample" not in str(make_report())
 
     def test_says_which_dimensions_are_outliers(self, make_report):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import keras_istar
+from keras_istar._src.measure.streaming_pass import StatesPass
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
@@ -86,18 +87,19 @@ class Place(keras.callbacks.Callback):
         self.batch = batch
 
 
-def test_restarted_runs_make_the_same_passes(data):
+def test_restarted_runs_make_the_same_passes(data, monkeypatch):
+    run = StatesPass.run
+
     def passes_of_the_last_epoch(**kwargs):
         callback = keras_istar.IStarCallback(data[0], update_freq=3, verbose=0)
         place, passes = Place(), []
-        estimate = callback._estimate
         place.epoch = place.batch = None
 
-        def note_and_estimate():
+        def note(states_pass):
             passes.append((place.epoch, place.batch))
-            return estimate()
+            return run(states_pass)
 
-        callback._estimate = note_and_estimate
+        monkeypatch.setattr(StatesPass, "run", note)
         _fit(_model()[0], data, [callback, place], epochs=3, **kwargs)
         return [batch for epoch, batch in passes if epoch == 2]
 

@@ -1,4 +1,4 @@
-import doctest
+import graphlib
 import inspect
 import os
 import re
@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import keras
-import numpy as np
 import pytest
 
 import keras_istar
@@ -19,6 +17,7 @@ HEAVY = (
     "keras_nlp",
     "matplotlib",
     "pandas",
+    "skdim",
     "tensorflow_datasets",
 )
 
@@ -56,21 +55,65 @@ def test_public_names_are_documented(name):
             assert re.search(rf"^ +\**{argument}: ", doc, re.MULTILINE)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "jax",
-    reason="on JAX a layer called by hand logs nothing",
-)
-@pytest.mark.parametrize("name", PUBLIC)
-def test_examples_in_docstrings_run(name):
-    examples = doctest.DocTestFinder(recurse=False).find(
-        getattr(keras_istar, name),
-        name,
-        globs={"np": np, "keras": keras, "keras_istar": keras_istar},
-    )
-    for example in examples:
-        results = doctest.DocTestRunner().run(example)
-        assert results.attempted > 0
-        assert results.failed == 0
+FLOORS = [
+    "version types validation",
+    "compat",
+    "score",
+    "layers",
+    "attach",
+    "measure",
+    "callbacks",
+]
+
+
+def floor_of(module):
+    """Index in `FLOORS` of a module `keras_istar._src.<floor>...`."""
+    name = module.split(".")[2]
+    (floor,) = [i for i, names in enumerate(FLOORS) if name in names.split()]
+    return floor
+
+
+def imports_of_the_package():
+    """For each private module the private modules that it imports."""
+    folder = ROOT / "keras_istar"
+    imports = {}
+    for path in folder.glob("_src/*/*.py"), folder.glob("_src/*.py"):
+        for file in path:
+            name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            if file.name != "__init__.py":
+                imports[name] = set(imported_by(file.read_text("utf-8")))
+    return imports
+
+
+def imported_by(source):
+    # What a type checker alone imports makes no circle.
+    source = re.sub(r"if TYPE_CHECKING:\n(    .*\n|\n(?=    ))+", "", source)
+    pattern = r"^ *from (keras_istar\.\S+) import (\w+)"
+    for module, name in re.findall(pattern, source, re.MULTILINE):
+        is_folder = (ROOT / module.replace(".", "/")).is_dir()
+        yield f"{module}.{name}" if is_folder else module
+
+
+def test_imports_point_downwards():
+    imports = imports_of_the_package()
+    assert len(imports) > 20 and sum(map(len, imports.values())) > 50
+    for module, others in imports.items():
+        for other in others:
+            assert other in imports, f"{module} imports {other}"
+            assert floor_of(other) <= floor_of(module), (
+                f"{module} imports {other}, which is on a higher floor"
+            )
+
+
+def test_imports_have_no_circle():
+    order = graphlib.TopologicalSorter(imports_of_the_package())
+    order.prepare()  # Raises where there is a circle.
+
+
+def test_nothing_but_public_names_is_in_view():
+    names = {x for x in dir(keras_istar) if not re.fullmatch("__.*__", x)}
+    public = set(keras_istar.__all__) - {"__version__"}
+    assert names - {"_src"} == public
 
 
 def test_readme_snippet_runs_as_pasted():

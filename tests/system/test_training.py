@@ -262,15 +262,29 @@ def test_model_built_for_rematerialization(data, mode):
     assert np.max(np.abs(recomputed[0] - unregularized[0])) > 1e-3
 
 
-def test_detached_model_recomputes_again():
+def test_detached_model_recomputes_again(data):
+    calls = []
+
+    def counting(x):
+        calls.append(1)
+        return keras.ops.tanh(x)
+
     with keras.RematScope(mode="full"):
         inputs = keras.Input((None, 5))
-        model = keras.Model(inputs, keras.layers.Dense(4)(inputs))
-    mode = model._remat_mode
-    keras_istar.attach(model, model.layers[-1].name)
-    assert model._remat_mode is None
+        states = keras.layers.Dense(4, activation=counting, name="encoder")
+        model = keras.Model(inputs, keras.layers.Dense(1)(states(inputs)))
+
+    def calls_in_a_step():
+        calls.clear()
+        model.compile("sgd", "mse", run_eagerly=True)
+        _fit(model, *data, batch_size=32)
+        return len(calls)
+
+    before = calls_in_a_step()
+    keras_istar.attach(model, "encoder", strength=0.0)
+    assert calls_in_a_step() < before
     keras_istar.detach(model)
-    assert mode is not None and model._remat_mode == mode
+    assert calls_in_a_step() == before
 
 
 def test_backbone_built_for_rematerialization(tiny_bert, rng):

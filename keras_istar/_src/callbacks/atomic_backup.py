@@ -28,9 +28,18 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
 
     Example:
 
-    ```python
-    model.fit(x, y, epochs=9, callbacks=[AtomicBackup("backup")])
-    ```
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> x, y = np.random.rand(32, 4), np.random.rand(32, 1)
+    >>> def train(epochs):
+    ...     backup = keras_istar.AtomicBackup(folder, delete_checkpoint=False)
+    ...     return model.fit(x, y, epochs=epochs, verbose=0, callbacks=[backup])
+    >>> train(epochs=2).epoch
+    [0, 1]
+    >>> train(epochs=3).epoch  # Goes on where the backup ends.
+    [2]
     """
 
     def __init__(

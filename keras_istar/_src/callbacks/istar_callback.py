@@ -208,7 +208,7 @@ class IStarCallback(keras.callbacks.Callback):
     def _estimate(self):
         """Sets Σ_S of every layer; returns moments by layer and state."""
         # On JAX, `self.model` brings the variables up to date.
-        assert self.model is not None
+        assert self.model is not None and self._pass is not None
         clouds = {}
         for layer, states in self._pass.run().items():
             union = moments.combine(states)

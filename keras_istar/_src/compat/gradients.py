@@ -143,7 +143,9 @@ def _weakly(function):
     reference = weakref.ref(function)
 
     def call(*arguments):
-        return reference()(*arguments)
+        function = reference()
+        assert function is not None  # The graph holds it.
+        return function(*arguments)
 
     return call
 

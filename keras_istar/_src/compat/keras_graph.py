@@ -103,7 +103,8 @@ def attach_layer(
         name: Attribute of `model` that will hold the layer, so that Keras
             finds its weights, losses and metrics.
         layer: Layer whose output nobody needs.
-        *args, **kwargs: Symbolic tensors from the graph of `model`.
+        *args: Symbolic tensors from the graph of `model`.
+        **kwargs: The same.
     """
     layer(*args, **kwargs)
     node = layer._inbound_nodes[-1]

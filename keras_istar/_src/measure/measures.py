@@ -163,7 +163,7 @@ def isoscore(covariance: np.ndarray) -> float:
 
 
 def effective_rank(covariance: np.ndarray) -> float:
-    """exp of the entropy of the eigenvalues as shares of their sum.
+    """Exp of the entropy of the eigenvalues as shares of their sum.
 
     From 1 to `dim`; 0 if all tokens are equal.
 
@@ -186,7 +186,7 @@ def average_cosine(tokens: MeasureInputs) -> float:
 
 
 def partition_isotropy(tokens: np.ndarray) -> float:
-    """min Z(a) / max Z(a) over unit eigenvectors a of XᵀX, Z(a) = Σ exp(aᵀx).
+    """Min Z(a) / max Z(a) over unit eigenvectors a of XᵀX, Z(a) = Σ exp(aᵀx).
 
     An eigenvector has no sign: both a and −a are tried. From 0 to 1.
 

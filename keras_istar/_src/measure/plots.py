@@ -8,11 +8,12 @@ import numpy as np
 
 from keras_istar._src.measure import measures
 from keras_istar._src.measure.measures import OUTLIER_RULE
-from keras_istar._src.measure.report import LayerIsotropy
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
+
+    from keras_istar._src.measure.report import LayerIsotropy
 
 _INCHES = (7.09, 2.5)  # 180 mm: two columns of a journal page.
 _SCREEN_DPI = 88  # A card of TensorBoard then shows all of it.
@@ -47,7 +48,7 @@ _SCORES = {"isoscore": "IsoScore", "isoscore_star": "IsoScore*"}
 
 
 def report_figure(
-    rows: Sequence[LayerIsotropy],
+    rows: Sequence["LayerIsotropy"],
 ) -> "matplotlib.figure.Figure":
     """Three panels: isotropy, spectrum and outlier dimensions, by layer.
 
@@ -71,7 +72,7 @@ def report_figure(
     return figure
 
 
-def report_image(rows: Sequence[LayerIsotropy]) -> np.ndarray:
+def report_image(rows: Sequence["LayerIsotropy"]) -> np.ndarray:
     """The same on a screen: red, green and blue bytes, `(220, 623, 3)`."""
     figure = report_figure(rows)
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -60,6 +60,17 @@ class LayerIsotropy:
     Raises:
         ValueError: If an attribute is of another type, or spectrum, means and
             variances differ in length.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 4))
+    >>> hidden = keras.layers.Dense(6, name="encoder")(inputs)
+    >>> model = keras.Model(inputs, hidden)
+    >>> data = np.random.default_rng(0).normal(size=(32, 8, 4))
+    >>> report = keras_istar.measure(model, data, layers="encoder", verbose=0)
+    >>> row = report.rows[0]
+    >>> row.layer, row.tokens, len(row.spectrum)
+    ('encoder', 256, 6)
     """
 
     layer: str
@@ -123,7 +134,7 @@ class IsotropyReport:
     >>> model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
     >>> data = np.random.default_rng(0).normal(size=(32, 8, 4))
     >>> report = keras_istar.measure(
-    ...     model, data, layers="encoder", metrics=["isoscore"], verbose=0
+    ...     model, data, layers="encoder", measures=["isoscore"], verbose=0
     ... )
     >>> 0 < float(report.to_frame().loc["union", "isoscore"]) < 1
     True
@@ -183,7 +194,7 @@ class IsotropyReport:
                 "`other` must be an `IsotropyReport`. "
                 f"Received: other={other!r:.200}"
             )
-        here, there = self._measures_frame(), other._measures_frame()
+        here, there = _measures_frame(self), _measures_frame(other)
         if (self.shrinkage, self.shrinkage_target) != (
             other.shrinkage,
             other.shrinkage_target,
@@ -248,10 +259,10 @@ class IsotropyReport:
             f"layers={[row.layer for row in self.rows]}>"
         )
 
-    def _measures_frame(self):
-        frame = self.to_frame()
-        measures = [n for n in frame.columns if n in COLUMNS]
-        return frame[measures]
+
+def _measures_frame(report: IsotropyReport) -> "pandas.DataFrame":
+    frame = report.to_frame()
+    return frame[[name for name in frame.columns if name in COLUMNS]]
 
 
 def describe(

@@ -27,7 +27,7 @@ class StatesPass:
 
     Args:
         model: Model that calls `layers`.
-        layers: Built layers of `model` that show their states to an recorder.
+        layers: Built layers of `model` that show their states to a recorder.
             `state_names` has a name for each, `dim` is their width.
         data: What `fit` of `model` takes as `x`; must be iterable repeatedly.
         max_tokens: Stop after the batch in which every layer has seen so many

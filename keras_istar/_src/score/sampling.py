@@ -65,7 +65,7 @@ def _alike(states, masks):
     Lengths may be unknown in a graph, so that states without a mask are alike
     only if their shapes say so.
     """
-    groups = {}
+    groups: dict[object, list[int]] = {}
     for place, (state, mask) in enumerate(zip(states, masks, strict=True)):
         shape = tuple(state.shape)
         key = shape if None not in shape else place

@@ -31,7 +31,7 @@ def measured(scope):
     return {
         f"{row.layer}_{name}": value
         for row in report.rows
-        for name, value in {"points": row.tokens, **row.values}.items()
+        for name, value in {"tokens": row.tokens, **row.values}.items()
     }
 
 

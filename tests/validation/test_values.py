@@ -1,3 +1,5 @@
+"""What checks of arguments let pass, and what they make of it."""
+
 import keras
 import numpy as np
 import pytest
@@ -13,13 +15,25 @@ def covariance(rng, dtype="float32", dim=64):
     return ops.matmul(ops.transpose(points), points) / 39
 
 
-@pytest.mark.parametrize("points", ["text", [[1, 2], [3]], [object()]])
-def test_points_that_are_no_numbers(points):
-    with pytest.raises(ValueError) as error:
-        validation.check_points(points, None)
-    assert str(error.value).startswith(
-        "`points` must be a tensor or array of numbers. Received: points="
-    )
+@pytest.mark.parametrize("value", [1, 2.5, -3, np.float32(0.5), np.int64(4)])
+def test_real_numbers_become_floats(value):
+    checked = validation.check_real("x", value)
+    assert type(checked) is float
+    assert checked == value
+
+
+def test_ends_of_ranges():
+    assert [validation.check_fraction("x", v) for v in (0, 1, 0.5)] == [
+        0,
+        1,
+        0.5,
+    ]
+    for value in (-1e-9, 1.0001):
+        with pytest.raises(ValueError, match="`x` must be between 0 and 1"):
+            validation.check_fraction("x", value)
+    assert validation.check_momentum(None) is None
+    assert validation.check_momentum(0.5) == 0.5
+    assert type(validation.check_positive_int("n", np.int32(3))) is int
 
 
 @pytest.mark.parametrize(
@@ -129,3 +143,37 @@ def test_training_scores_what_is_not_finite_and_goes_on(rng, run_eagerly):
     x = np.full((8, 4), np.nan, "float32")
     history = model.fit(x, x[:, :1], verbose=0).history
     assert np.isnan(history["loss"]).all()
+
+
+def score_of(**kwargs):
+    metric = keras_istar.IsoScore()
+    metric.update_state(None, **kwargs)
+    return metric.result()
+
+
+def loss_of(layer, states, mask=None):
+    layer(states, mask=mask, training=True)
+    return layer.losses[0]
+
+
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf, 1e38])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, mask: score_of(y_pred=x, sample_weight=mask),
+        lambda x, mask: loss_of(keras_istar.IStarRegularization(), x, mask),
+        lambda x, mask: loss_of(keras_istar.CosineRegularization(), x, mask),
+    ],
+)
+def test_values_that_are_not_finite_show_unless_masked(rng, function, junk):
+    good = rng.normal(size=(12, 5)).astype("float32")
+    points = good.copy()
+    points[3, 2] = junk
+    is_good = np.arange(12) != 3
+    if junk != 1e38:  # Of which cosines are fine.
+        assert np.isnan(float(function(points, None)))
+    expected = float(function(good[is_good], None))
+    for weight in (1.0, np.nan, np.inf, 1e38):  # Whatever is not zero counts.
+        mask = np.where(is_good, weight, 0.0).astype("float32")
+        score = float(function(points, mask))
+        assert score == pytest.approx(expected, abs=1e-5)
