@@ -216,40 +216,73 @@ def check_covariance(
     """`value` as a float tensor `(dim, dim)`, of `dtype` if there is one."""
     value = _float_tensor(name, value)
     shape = tuple(value.shape)
-    if len(shape) != 2 or shape[0] != shape[1]:
+    # A function may be traced for any number of rows.
+    if len(shape) != 2 or shape[0] not in (None, shape[1]):
         raise ValueError(
             f"`{name}` must be a square matrix `(dim, dim)`. "
             f"Received: {name}.shape={shape}"
         )
     check_width(name, shape)
-    if dim is not None and shape[0] != dim:
+    if dim is not None and shape[1] != dim:
         raise ValueError(
             f"`{name}` must have shape {(dim, dim)} to fit dim={dim}. "
             f"Received: {name}.shape={shape}"
         )
     if dtype is not None:
         value = ops.cast(value, dtype)
-    constant = ops.stop_gradient(value)
-    if _is_known(constant):
-        _check_values(name, constant)
+    values = _known_values(value)
+    if values is not None:
+        is_narrow = "16" in keras.backend.standardize_dtype(value.dtype)
+        _check_values(name, values, is_narrow)
     return value
 
 
-def _is_known(matrix):
-    """Whether a matrix has values: not while a function of it is traced."""
+def check_traceable_fraction(name: str, value: Any) -> Any:
+    """Returns `value`; raises unless it is a number in [0, 1].
+
+    It may be a scalar tensor, in whose place a function that is being traced
+    has no number yet.
+    """
+    if tuple(getattr(value, "shape", (None,))) != () or isinstance(
+        value, numbers.Real
+    ):
+        return check_fraction(name, value)
+    tensor = check_tensor(name, value)
+    known = _known_values(tensor)
+    if known is not None:
+        check_fraction(name, float(known))
+    return tensor
+
+
+def _known_values(tensor):
+    """A tensor in NumPy, None in a function of it that is being traced."""
+    # Not `float(tensor)`: AutoGraph makes that a cast, which never fails.
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if tf.is_symbolic_tensor(tensor):
+            return None
+    elif keras.backend.backend() == "jax":
+        import jax
+
+        if isinstance(tensor, jax.core.Tracer):
+            # What `jax.grad` alone traces has values.
+            tensor = jax.lax.stop_gradient(tensor)
+        if isinstance(tensor, jax.core.Tracer):
+            return None
+    elif keras.backend.backend() == "torch":
+        import torch
+
+        if torch.compiler.is_compiling():
+            return None
     try:
-        float(matrix[0, 0])
-    except TypeError:
-        return False
-    return True
+        return ops.convert_to_numpy(tensor).astype("float64")
+    except RuntimeError:  # `torch.vmap`, which has no other public sign.
+        return None
 
 
-def _check_values(name, matrix):
+def _check_values(name, matrix, is_narrow):
     """Raises where the values are not those of a covariance."""
-    is_narrow = "16" in keras.backend.standardize_dtype(matrix.dtype)
-    if is_narrow:
-        matrix = ops.cast(matrix, "float32")
-    matrix = ops.convert_to_numpy(matrix).astype("float64")
     if not np.all(np.isfinite(matrix)):
         raise ValueError(
             f"`{name}` must be finite. Received: NaN or infinity in {name}"
@@ -311,12 +344,17 @@ def check_tensor(name: str, value: Any) -> Any:
         is_symbolic = isinstance(tensor, keras.KerasTensor)
         if is_symbolic or not hasattr(tensor, "__array__"):
             raise TypeError(f"{type(tensor).__name__} has no array of values.")
-        return tensor
     except Exception as e:
         raise ValueError(
             f"`{name}` must be a tensor or array of numbers. "
             f"Received: {name}={value!r:.200}"
         ) from e
+    if getattr(tensor.shape, "rank", 0) is None:  # In a graph of TensorFlow.
+        raise ValueError(
+            f"`{name}` must have a known number of dimensions; `set_shape` "
+            f"tells TensorFlow. Received: {name}.shape={tensor.shape}"
+        )
+    return tensor
 
 
 def check_float_dtypes(name: str, dtypes: Any) -> None:

@@ -6,8 +6,8 @@ from keras_istar._src.score import moments
 from keras_istar._src.score.moments import moments_dtype
 from keras_istar._src.types import Tensor
 from keras_istar._src.validation import check_covariance
-from keras_istar._src.validation import check_fraction
 from keras_istar._src.validation import check_points
+from keras_istar._src.validation import check_traceable_fraction
 
 # A cloud narrower than this is a single point to float32.
 _SMALLEST_SPREAD = 1e-36
@@ -58,14 +58,14 @@ def isoscore(points: Tensor, mask: Tensor | None = None) -> Tensor:
     points, mask = check_points(points, mask)
     points, _ = _standardize(points, mask)
     return unchecked_isoscore(
-        moments.covariance(moments.token_moments(points, mask))
+        moments.covariance(moments.token_moments(points, mask, train=False))
     )
 
 
 def isoscore_star(
     points: Tensor,
     shrinkage_covariance: Tensor,
-    shrinkage: float = 0.2,
+    shrinkage: float | Tensor = 0.2,
     mask: Tensor | None = None,
 ) -> Tensor:
     """IsoScore*, stable for mini-batches smaller than the dimension.
@@ -79,7 +79,8 @@ def isoscore_star(
         points: Tensor of shape `(..., dim)`, `dim` at least 2.
         shrinkage_covariance: The stable estimate Σ_S, `(dim, dim)`, in the
             units of `points` squared.
-        shrinkage: ζ in [0, 1]; 0 is the points alone, 1 the estimate alone.
+        shrinkage: ζ in [0, 1], a number or a scalar tensor; 0 is the points
+            alone, 1 the estimate alone.
         mask: Optional tensor of shape `(...)`; a point counts where it is true
             or non-zero.
 
@@ -109,13 +110,14 @@ def isoscore_star(
     Reference:
         Rudman and Eickhoff, "Stable Anisotropic Regularization", ICLR 2024.
     """
-    check_fraction("shrinkage", shrinkage)
+    shrinkage = check_traceable_fraction("shrinkage", shrinkage)
     points, mask = check_points(points, mask)
     target = check_covariance(
         "shrinkage_covariance", shrinkage_covariance, points.shape[-1]
     )
     points, spread = _standardize(points, mask)
-    batch = moments.covariance(moments.token_moments(points, mask))
+    seen = moments.token_moments(points, mask, train=False)
+    batch = moments.covariance(seen)
     # Bring both matrices to one unit that neither overflows nor underflows:
     # `batch` is in units of spread², `target` in units of 1.
     target = ops.cast(target, batch.dtype)
@@ -124,6 +126,7 @@ def isoscore_star(
     # The spread of points near the largest float is infinite.
     batch = batch / ops.square(ops.maximum(width / spread, 1.0))
     target = target / unit / unit
+    shrinkage = ops.cast(shrinkage, batch.dtype)
     return unchecked_isoscore(moments.shrink(batch, target, shrinkage))
 
 

@@ -54,21 +54,8 @@ def _zero_masked(values, weights):
     return ops.where(weights[:, None] > 0, values, 0.0)
 
 
-@custom_gradient
-def sums_about(centers, *tokens_and_weights):
-    """Sums of the outer products of deviations, and of the deviations.
-
-    For the backward pass it keeps what it is given. That pass recomputes the
-    deviations and costs one matrix product a state.
-
-    Args:
-        centers: `(states, dim)`, constants.
-        *tokens_and_weights: For each state `(tokens, dim)`, any float dtype;
-            then for each state None, or ones and zeros of shape `(tokens,)`.
-
-    Returns:
-        Tensors of shape `(dim, dim)`, over all states, and `(states, dim)`.
-    """
+def _sums_and_gradient(centers, *tokens_and_weights):
+    """The tensors of `sums_about`, and the function of their gradient."""
     number = centers.shape[0]
     tokens, weights = tokens_and_weights[:number], tokens_and_weights[number:]
     states = list(zip(ops.unstack(centers), tokens, weights, strict=True))
@@ -91,6 +78,31 @@ def sums_about(centers, *tokens_and_weights):
         return None, *d_tokens, *[None] * number
 
     return (sum(products[1:], start=products[0]), ops.stack(totals)), gradient
+
+
+_sums_for_training = custom_gradient(_sums_and_gradient)
+
+
+def sums_about(
+    centers: Tensor, *tokens_and_weights: Tensor | None, train: bool
+) -> tuple[Tensor, Tensor]:
+    """Sums of the outer products of deviations, and of the deviations.
+
+    Args:
+        centers: `(states, dim)`, constants.
+        *tokens_and_weights: For each state `(tokens, dim)`, any float dtype;
+            then for each state None, or ones and zeros of shape `(tokens,)`.
+        train: If true, only what is given is kept for the backward pass, which
+            recomputes the deviations and costs one matrix product a state. If
+            not, autodiff keeps the deviations and takes two, but can also go
+            forward: custom gradients have no `jax.jvp`.
+
+    Returns:
+        Tensors of shape `(dim, dim)`, over all states, and `(states, dim)`.
+    """
+    if train:
+        return _sums_for_training(centers, *tokens_and_weights)
+    return _sums_and_gradient(centers, *tokens_and_weights)[0]
 
 
 def _state_gradient(both, d_total, center, tokens, weights, before):
@@ -125,21 +137,26 @@ class Moments(NamedTuple):
     scatter: Tensor
 
 
-def token_moments(hidden_states: Tensor, mask: Tensor | None = None) -> Moments:
+def token_moments(
+    hidden_states: Tensor, mask: Tensor | None = None, *, train: bool = True
+) -> Moments:
     """Moments of the unmasked tokens, in float32 or better.
 
     Args:
         hidden_states: Float tensor of shape `(..., dim)`.
         mask: Optional tensor of shape `(...)`; a token counts where it is true
             or non-zero. Masked tokens may hold anything, NaN included.
+        train: How to differentiate, see `sums_about`.
 
     Returns:
         `Moments` of the tokens.
     """
-    return union_moments([hidden_states], [mask])
+    return union_moments([hidden_states], [mask], train=train)
 
 
-def union_moments(states: list[Tensor], masks: list[Tensor | None]) -> Moments:
+def union_moments(
+    states: list[Tensor], masks: list[Tensor | None], *, train: bool = True
+) -> Moments:
     """Moments of the unmasked tokens of several states, as one cloud.
 
     The same as `combine` of their `token_moments`, but sums of one kind are
@@ -147,12 +164,13 @@ def union_moments(states: list[Tensor], masks: list[Tensor | None]) -> Moments:
     tokens over devices, each kind then travels in one all-reduce: first the
     sums that make the centers, then one matrix and the offsets.
 
-    The gradient keeps only the states, the masks and `(dim,)` vectors for the
-    backward pass, which costs one matrix product a state.
+    To train, the gradient keeps only the states, the masks and `(dim,)` vectors
+    for the backward pass, which costs one matrix product a state.
 
     Args:
         states: Float tensors of shape `(..., dim)`.
         masks: For each state, None or a tensor of its shape without `dim`.
+        train: How to differentiate, see `sums_about`.
 
     Returns:
         `Moments` of all their tokens.
@@ -163,7 +181,7 @@ def union_moments(states: list[Tensor], masks: list[Tensor | None]) -> Moments:
     totals = [ops.sum(deviations(0.0, *tokens), axis=0) for tokens in flat]
     centers = ops.stop_gradient(ops.stack(totals) * per_token)
     tokens, weights = zip(*flat, strict=True)
-    products, rests = sums_about(centers, *tokens, *weights)
+    products, rests = sums_about(centers, *tokens, *weights, train=train)
     offsets = rests * per_token
     # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
     # rounding error of a center, so nothing cancels.
