@@ -117,7 +117,7 @@ def test_chosen_layers(x, layers, names):
 
 def test_state_names():
     layer = keras_istar.attach(_model(), ["embedding", 0, "block_2"])
-    assert layer.state_names == ("embedding", "layer_0", "layer_2")
+    assert layer.state_names == ("embedding", "layer_0", "block_2")
 
 
 def test_shared_block_counts_once_a_call(x):
@@ -312,7 +312,7 @@ ERRORS = [
     (
         ["block_0", "wide"],
         "`layers` must choose hidden states of one width. "
-        "Received: widths={'layer_0': 4, 'wide': 7}",
+        "Received: widths={'block_0': 4, 'wide': 7}",
     ),
     (
         "head",

@@ -1,15 +1,18 @@
 """One line that regularizes a model: `attach`, and its undoing, `detach`."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 
+from keras_istar._src.attach.find_states import HiddenStates
+from keras_istar._src.attach.find_states import Layers
 from keras_istar._src.attach.find_states import check_functional
 from keras_istar._src.attach.find_states import find_embedding
 from keras_istar._src.attach.find_states import find_states
+from keras_istar._src.attach.padding import Mask
 from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.compat.distribution import strategy_scope
@@ -17,14 +20,16 @@ from keras_istar._src.layers.base import HiddenStateRegularization
 from keras_istar._src.layers.isobn import IsotropicBatchNormalization
 from keras_istar._src.layers.istar import IStarRegularization
 from keras_istar._src.layers.probe import Probe
+from keras_istar._src.layers.probe import current_recorder
 
 
 def attach(
     model: keras.Model,
-    layers: str | int | Sequence[int | str] = "all",
+    layers: Layers = "all",
     strength: float = -1.0,
     shrinkage: float = 0.2,
     momentum: float | None = None,
+    mask: Mask = None,
     **options: Any,
 ) -> IStarRegularization:
     """Regularizes hidden states of a model, in place.
@@ -37,11 +42,21 @@ def attach(
     Blocks are the layers made of layers that map hidden states
     `(batch, length, dim)` to hidden states of the same shape, such as the
     encoder or decoder layers of a KerasHub backbone. The embedding output is
-    not one. A block called several times (ALBERT) counts once a call. Blocks
-    and names are looked for in the model, then in the models nested in it.
+    not one. A block called several times (ALBERT) counts once a call. Where a
+    composite layer calls the blocks, as in a Vision Transformer, each of them
+    is taken, not the composite layer.
+
+    Blocks and names are looked for in the model, then in the models nested in
+    it. One call attaches to one of them, as one cloud: if several nested
+    models have what is asked for, the error lists the line to write for each,
+    such as `attach(model, "text_encoder/all")`. A nested model that is called
+    twice (siamese) gives one cloud of both calls. `print(layer)` shows which
+    states were taken.
 
     Padding is left out: by the model's input `padding_mask` (an encoder-decoder
-    has one for each side), or else by Keras masks.
+    has one for each side), by the mask that a block is given, or by Keras
+    masks, if as long as the states. Where token ids come without any, a warning
+    asks for `mask`.
 
     Attach to the model that you `fit`: its traced functions are dropped, so
     that it works after a first `fit` as well as before. Attaching to a part of
@@ -49,25 +64,42 @@ def attach(
     compiled again. A model built inside of `keras.RematScope` recomputes its
     blocks as before, but no longer all of itself.
 
+    Copies are plain models: `keras.models.clone_model`, `copy.deepcopy`,
+    `pickle`, `from_config`, `keras.Model(model.inputs, model.outputs)`, and
+    models loaded from files. To go on from a `.keras` file with its Σ_S, load
+    it, attach, and load the same file once more: `model.load_weights(path)`.
+
     `attach`, `detach` and `measure` may be called from any thread, on any
     models. Of several that attach to one model, one succeeds. No other thread
     may train the model meanwhile, nor measure it on the JAX backend, where
     Keras takes the variables out of a model that it evaluates.
 
     Args:
-        model: KerasHub `Task` or `Backbone`, or any Functional Keras model.
+        model: KerasHub `Task` or `Backbone`, or any Functional or built
+            Sequential Keras model.
         layers: `"all"` blocks; or the index of a block, from 0, negative from
             the end; or the name of any layer with an output `(..., dim)`; or a
-            list of indices and names.
+            list of indices and names. Names of nested models, or of composite
+            layers that hold blocks, may come first: `"text_encoder/all"`,
+            `"text_encoder/-1"`, `"query/encoder"`. Of a layer with several
+            outputs, the key of one comes last: `"bert/sequence_output"`.
         strength: The paper's λ, see `IStarRegularization`.
         shrinkage: The paper's ζ, see `IStarRegularization`.
         momentum: See `IStarRegularization`.
+        mask: Which tokens count: None to find out; the name of an input,
+            non-zero for tokens that count; the name of an input and the id of
+            padding in it, `{"token_ids": 0}`; a function of the inputs (a dict
+            if the model is given one) that returns `(batch, length)`, such as
+            `lambda x: x["token_ids"] != 0`; or False for all, without a
+            warning. The inputs are those of the nested model, if the states
+            are in one.
         **options: Further arguments of `IStarRegularization`.
 
     Returns:
         The `IStarRegularization` layer.
 
     Raises:
+        TypeError: If there is no such option.
         ValueError: If an argument is out of range, `model` is not Functional
             or already attached, or a chosen layer does not exist or is of
             another width than the others. The model is then left as it was.
@@ -82,15 +114,30 @@ def attach(
     >>> layer.strength
     1.0
     """
+    _check_options(options)
+    check_functional(model)
     regularizer = IStarRegularization(strength, shrinkage, momentum, **options)
-    attach_regularizer(model, regularizer, layers)
+    _attach(model, regularizer, layers, mask, "attach(model, {})")
     return regularizer
+
+
+def _check_options(options):
+    own = list(inspect.signature(attach).parameters)[1:-1]
+    further = list(inspect.signature(IStarRegularization).parameters)[:-1]
+    known = [*dict.fromkeys([*own, *further]), "name", "dtype"]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(
+            f"`attach` takes, after `model`, the arguments {known}. "
+            f"Received: {unknown}"
+        )
 
 
 def attach_regularizer(
     model: keras.Model,
     regularizer: HiddenStateRegularization | IsotropicBatchNormalization,
-    layers: str | int | Sequence[int | str] | None = None,
+    layers: Layers | None = None,
+    mask: Mask = None,
 ) -> None:
     """Attaches any regularizer to a model, in place.
 
@@ -110,6 +157,7 @@ def attach_regularizer(
             the last block for `CosineRegularization`, else all blocks. For
             `IsotropicBatchNormalization` the name of the layer that returns
             the sentence embedding, or None for the one above.
+        mask: As for `attach`; not used by `IsotropicBatchNormalization`.
 
     Raises:
         ValueError: As `attach`; or if the model has no such embedding.
@@ -132,44 +180,117 @@ def attach_regularizer(
             "`regularizer` must be a layer such as `IStarRegularization`. "
             f"Received: regularizer={regularizer!r:.200}"
         )
-    with keras_graph.graph_lock:
+    line = "attach_regularizer(model, regularizer, {})"
+    _attach(model, regularizer, layers, mask, line)
+
+
+def _attach(model, regularizer, layers, mask, line):
+    with keras_graph.graph_lock, contextlib.ExitStack() as undo:
         if keras_graph.is_in_use(regularizer):
             raise ValueError(
                 "`regularizer` must be a layer of its own, which no model "
                 f"calls yet. Received: regularizer={regularizer!r}"
             )
         if isinstance(regularizer, HiddenStateRegularization):
-            _attach_below(model, regularizer, layers)
+            _attach_below(model, regularizer, layers, mask, line, undo)
         else:
-            _insert(model, regularizer, layers)
-        jax_trainer.hook(model)
+            _insert(model, regularizer, layers, undo)
+        if not jax_trainer.is_hooked(model):
+            undo.callback(jax_trainer.unhook, model)
+            jax_trainer.hook(model)
         keras_graph.forget_traces(model)
+        undo.pop_all()
 
 
-def _attach_below(model, regularizer, layers):
+def _attach_below(model, regularizer, layers, mask, line, undo):
+    if layers is None:
+        layers = regularizer.default_layers
+    states = find_states(model, layers, mask, line)
     name = regularizer.default_name
-    if any(attached == name for _, attached in _regularizers(model)):
-        raise _already_attached(model)
-    states = find_states(
-        model, regularizer.default_layers if layers is None else layers
-    )
-    dim = states.tensors[0].shape[-1]
+    if name in keras_graph.attached_layers(states.owner):
+        raise _already_attached(states.owner)
+    _check_regularizer(regularizer, states)
+    told = {
+        "state_names": states.names,
+        "owner_name": states.owner.name,
+        "attachment": states.attachment,
+    }
+    for key, value in told.items():
+        undo.callback(
+            setattr, regularizer, key, getattr(regularizer, key, None)
+        )
+        setattr(regularizer, key, value)
+    regularizer.join(model)
+    with strategy_scope(model):
+        _attach_layer(model, states, name, regularizer, undo)
+        if not regularizer.built:
+            regularizer.build(states.shapes)
+
+
+def _check_regularizer(regularizer, states):
+    dim = states.shapes[0][-1]
     if regularizer.built and regularizer.dim != dim:
         raise ValueError(
             f"`regularizer` must be new, or built for hidden states of width "
             f"{dim}. Received: regularizer of width {regularizer.dim}"
         )
-    regularizer.state_names = states.names
-    regularizer.owner_name = states.owner.name
-    regularizer.join(model)
-    with strategy_scope(model):
-        keras_graph.attach_layer(
-            states.owner, name, regularizer, states.tensors, mask=states.masks
+    number = len(states.names)
+    max_tokens = getattr(regularizer, "max_tokens", None)
+    if max_tokens is not None and max_tokens < 2 * number:
+        raise ValueError(
+            "`max_tokens` must be at least two for each of the "
+            f"{number} hidden states, {2 * number}. "
+            f"Received: max_tokens={max_tokens}"
         )
-    keras_graph.suspend_recomputation(model)
 
 
-def _insert(model, normalization, layers):
+def _attach_layer(model, states: HiddenStates, name, layer, undo):
+    """Makes the owner of hidden states call `layer` on them and their masks."""
+    number = len(states.tensors)
+    tensors = list(states.tensors)
+    places = []
+    for source in states.masks:
+        start = len(tensors)
+        tensors += [] if source is None else source.tensors
+        places.append(slice(start, len(tensors)))
+
+    def call(values, training):
+        # In inference nobody needs it, and nothing of it may fail.
+        if not training and current_recorder() is None:
+            return
+        hidden = list(values[:number])
+        _check_presence(states.names, hidden)
+        masks = [
+            _mask_of(state, source, values[place], states.uses_keras_masks)
+            for state, source, place in zip(
+                hidden, states.masks, places, strict=True
+            )
+        ]
+        layer(hidden, mask=masks, training=training)
+
+    keras_graph.attach_layer(states.owner, name, layer, call, tensors, model)
+    undo.callback(keras_graph.detach_layer, states.owner, name)
+
+
+def _mask_of(state, source, values, uses_keras_masks):
+    if source is not None:
+        return source.function(*values)
+    return keras_graph.keras_mask(state) if uses_keras_masks else None
+
+
+def _check_presence(names, states):
+    missing = [
+        name for name, state in zip(names, states, strict=True) if state is None
+    ]
+    if missing:
+        raise ValueError(
+            "The attached layers must be called as often as when the model was "
+            "built. In this step, those of the hidden states "
+            f"{missing} are not: attach to layers that always run."
+        )
+
+
+def _insert(model, normalization, layers, undo):
     if keras_graph.inserted_layer(model) or keras_graph.attached_layers(model):
         raise _already_attached(model)
     embedding = find_embedding(model, layers)
@@ -177,6 +298,7 @@ def _insert(model, normalization, layers):
         keras_graph.insert_layer(
             model, normalization.default_name, normalization, embedding
         )
+    undo.callback(keras_graph.remove_inserted_layer, model)
 
 
 def _already_attached(model):
@@ -228,7 +350,6 @@ def detach(model: keras.Model) -> None:
             keras_graph.detach_layer(nested, name)
         if is_normalized:
             keras_graph.remove_inserted_layer(model)
-        keras_graph.resume_recomputation(model)
         for nested in keras_graph.nested_models(model):
             jax_trainer.unhook(nested)
         keras_graph.forget_traces(model)
@@ -236,39 +357,29 @@ def detach(model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def probed(
-    model: keras.Model, layers: str | int | Sequence[int | str]
+    model: keras.Model, layers: Layers, mask: Mask = None
 ) -> Iterator[Probe]:
     """Within this scope, `model` shows the chosen states to a `Probe`.
 
     Args:
         model: KerasHub task or backbone, or any Functional model.
         layers: Which hidden states, as in `attach`.
+        mask: What is padding, as in `attach`.
 
     Raises:
         ValueError: As `attach`.
     """
-    with keras_graph.graph_lock:
-        states = find_states(model, layers)
-        probe = Probe(states.names, states.tensors[0].shape[-1])
-        attribute = f"istar_probe_{id(probe)}"
-        with strategy_scope(model):
-            keras_graph.attach_layer(
-                states.owner,
-                attribute,
-                probe,
-                states.tensors,
-                mask=states.masks,
-            )
-        # States cannot leave a model that is recomputed as a whole.
-        keras_graph.suspend_recomputation(model)
+    with contextlib.ExitStack() as undo:
+        with keras_graph.graph_lock:
+            line = "measure(model, data, {})"
+            states = find_states(model, layers, mask, line)
+            probe = Probe(states.names, states.shapes[0][-1])
+            name = f"istar_probe_{id(probe)}"
+            with strategy_scope(model):
+                _attach_layer(model, states, name, probe, undo)
+        detach_probe = undo.pop_all()
     try:
         yield probe
     finally:
         with keras_graph.graph_lock:
-            keras_graph.detach_layer(states.owner, attribute)
-            # What others suspend stays suspended.
-            if not any(
-                keras_graph.attached_layers(nested)
-                for nested in keras_graph.nested_models(model)
-            ):
-                keras_graph.resume_recomputation(model)
+            detach_probe.close()

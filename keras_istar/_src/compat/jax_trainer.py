@@ -21,15 +21,6 @@ import keras
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.types import Tensor
 
-try:
-    from keras.src.backend import get_stateless_scope
-    from keras.src.backend import in_stateless_scope
-except ImportError as e:
-    raise ImportError(
-        f"keras_istar relies on private names, of which Keras "
-        f"{keras.__version__} has moved one: {e}"
-    ) from e
-
 _HOOKS = ("train_step", "compute_loss")
 
 
@@ -155,27 +146,10 @@ def _replace(model, name, function):
     vars(model)[name] = function
 
 
-def loses_losses() -> bool:
-    """Whether a loss that a layer adds now reaches nobody.
-
-    `stateless_call` drops losses unless it is asked to return them.
-    """
-    return in_stateless_scope() and not get_stateless_scope().collect_losses
-
-
 def sync(model: keras.Model) -> None:
     """Brings the variables of a model up to date in the middle of an epoch."""
     if is_needed():
         model.jax_state_sync()
-
-
-def has_value(variable: keras.Variable) -> bool:
-    """Whether assigning the variable has an effect.
-
-    Within an epoch Keras on JAX takes the values out of the variables, and
-    overwrites them when the epoch ends.
-    """
-    return not is_needed() or variable._value is not None
 
 
 @contextlib.contextmanager
@@ -196,15 +170,7 @@ def _finish(step, loss):
     for call in calls:
         if call.penalty is not None and id(call.penalty) not in entered:
             loss = loss + call.penalty
-        if _has_state(call.metric):
+        if keras_graph.has_state(call.metric.variables[0]):
             call.log(id(call.metric) not in logged)
             logged.add(id(call.metric))
     return loss
-
-
-def _has_state(metric):
-    """Whether the state of a metric is at hand, to be read and updated."""
-    if not in_stateless_scope():
-        return False
-    scope = get_stateless_scope()
-    return scope.get_current_value(metric.variables[0]) is not None

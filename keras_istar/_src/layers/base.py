@@ -225,7 +225,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         is_heard = jax_trainer.log_call(
             log, measure_mean, is_first_call, entered
         )
-        if not is_heard and jax_trainer.loses_losses():
+        if not is_heard and keras_graph.loses_losses():
             self._warn(
                 "adds no penalty here: `stateless_call` drops losses unless "
                 "it is called with `return_losses=True`."
@@ -254,7 +254,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         if variable is not None:
             for model in list(self._models):
                 jax_trainer.sync(model)
-            if not jax_trainer.has_value(variable.state):
+            if not keras_graph.has_value(variable.state):
                 raise RuntimeError(
                     f"`{name}` cannot be assigned here, within an epoch on the "
                     "JAX backend. Read `self.model` of a callback first, which "

@@ -169,7 +169,9 @@ class IStarRegularization(HiddenStateRegularization):
             moments.scaled_identity(batch),
         )
         if self.momentum is not None:
-            self._average(estimate, has_estimate, tokens.count, batch)
+            self._average(
+                self.momentum, estimate, has_estimate, tokens.count, batch
+            )
         shrinkage = ops.cast(self.setting("shrinkage"), batch.dtype)
         return unchecked_isoscore(moments.shrink(batch, target, shrinkage))
 
@@ -182,10 +184,11 @@ class IStarRegularization(HiddenStateRegularization):
         size = max(2, self.max_tokens // len(states))
         return sampled_moments(states, masks, size, self._draws, self.sync)
 
-    def _average(self, before, has_before, count, batch):
+    def _average(self, momentum, before, has_before, count, batch):
         """One step of the moving average, skipped where it would be damaged."""
         batch = ops.cast(ops.stop_gradient(batch), before.dtype)
-        after = self.momentum * before + (1.0 - self.momentum) * batch
+        momentum = self.momentum
+        after = momentum * before + (1.0 - momentum) * batch
         after = ops.where(has_before, after, batch)
         is_usable = ops.logical_and(count >= 2, ops.all(ops.isfinite(after)))
         self.shrinkage_covariance.assign(ops.where(is_usable, after, before))
