@@ -272,7 +272,7 @@ def _check_precision(cls, init, x):
         narrow = keras.ops.cast(x, dtype)
         output = layer(narrow, training=True)
         assert keras.backend.standardize_dtype(output.dtype) == dtype
-        assert {weight.dtype for weight in layer.weights} == {"float32"}
+        assert {x.dtype for x in layer.variables} <= {"float32", "uint32"}
         assert bool(keras.ops.all(keras.ops.isfinite(layer.losses[0])))
 
 

@@ -26,7 +26,7 @@ def test_contract(check_layer, rng):
         keras_istar.CosineRegularization,
         init={"strength": 2.0, "sync": False, "name": "cosines"},
         x=rng.normal(size=(8, 6, 5)).astype("float32"),
-        num_non_trainable=1,
+        num_non_trainable=0,
     )
 
 

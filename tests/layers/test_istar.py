@@ -36,7 +36,7 @@ def test_contract(check_layer, rng):
         keras_istar.IStarRegularization,
         init=init | {"name": "isotropy"},
         x=rng.normal(size=(8, 6, 5)).astype("float32"),
-        num_non_trainable=4,
+        num_non_trainable=0,
     )
 
 
@@ -287,7 +287,7 @@ def test_call_errors(shapes, mask_shape, message):
 
 def test_numbers_are_seen_by_help():
     text = pydoc.render_doc(keras_istar.IStarRegularization)
-    assert "TunableNumber" in text
+    assert "Setting" in text
 
 
 def test_wrong_number_of_masks(rng):

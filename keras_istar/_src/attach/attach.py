@@ -257,6 +257,8 @@ def _attach_layer(model, states: HiddenStates, name, layer, undo):
     def call(values, training):
         # In inference nobody needs it, and nothing of it may fail.
         if not training and current_recorder() is None:
+            if isinstance(layer, HiddenStateRegularization):
+                layer.rest()
             return
         hidden = list(values[:number])
         _check_presence(states.names, hidden)

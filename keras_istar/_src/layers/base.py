@@ -15,6 +15,7 @@ from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.compat.distribution import separate_losses
 from keras_istar._src.compat.keras_state import StateVariable
+from keras_istar._src.layers.attachment import Attachment
 from keras_istar._src.layers.probe import current_recorder
 from keras_istar._src.types import Tensor
 
@@ -148,6 +149,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         self.strength = strength
         self.state_names: tuple[str, ...] | None = None
         self.owner_name: str | None = None
+        self.attachment: Attachment | None = None
         self.supports_masking = True
         self._prefix = default_prefix(self)
         self._has_warned = False
@@ -194,8 +196,7 @@ class HiddenStateRegularization(keras.layers.Layer):
             "hidden_states", [x.dtype for x in states]
         )
         self._check_widths([state.shape for state in states])
-        for mean in self._means.values():
-            mean.is_training = False
+        self.rest()
         recorder = current_recorder()
         if recorder is not None:
             recorder.record(self, states, masks)
@@ -204,6 +205,11 @@ class HiddenStateRegularization(keras.layers.Layer):
         if training:
             self._add_penalty(states, masks)
         return states[-1]
+
+    def rest(self) -> None:
+        """Says that the pass at hand logs nothing, unless it trains."""
+        for mean in self._means.values():
+            mean.is_training = False
 
     def _add_penalty(self, states, masks):
         model = jax_trainer.calling_model(self)
@@ -294,6 +300,20 @@ class HiddenStateRegularization(keras.layers.Layer):
                 f"`hidden_states` must all have width {self.dim}. "
                 f"Received: widths={widths}"
             )
+
+    def describe(self) -> str:
+        """Text that says what this layer does, and to which hidden states."""
+        settings = ", ".join(f"{k}={v:g}" for k, v in self.settings.items())
+        lines = [f"{type(self).__name__} {self.name!r}: {settings}"]
+        if self.attachment is not None:
+            lines.append(self.attachment.describe())
+        elif self.state_names is not None:
+            names = ", ".join(self.state_names)
+            lines.append(f"called by hand on {names}, dim={self.dim}")
+        return "\n".join(lines)
+
+    def __str__(self):
+        return self.describe()
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
         # The output is the last input itself, which still carries its mask.
