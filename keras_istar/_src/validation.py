@@ -148,7 +148,7 @@ def keras_arguments(kwargs: dict[str, Any]) -> Iterator[None]:
 
 
 def renamed_arguments(**renames: str) -> Callable[[Function], Function]:
-    """Lets a function take arguments by the names they had one release ago.
+    """Accepts arguments by the names that they had one release ago.
 
     Args:
         **renames: The new name of each old one.

@@ -1,8 +1,10 @@
-"""Backups of a training that no kill can damage.
+"""Backups of a training that survive a kill at any moment.
 
 Keras writes a backup over the last one, the weights first and then the epoch. A
 run that is killed meanwhile does not start again, or repeats an epoch on newer
-weights, with `double_checkpoint` or without.
+weights, with `double_checkpoint` or without
+(https://github.com/keras-team/keras/issues/20463). Remove when Keras writes a
+backup beside the last one and then renames it.
 """
 
 import os
@@ -16,10 +18,11 @@ Logs = dict[str, Any] | None
 
 
 class AtomicBackup(keras.callbacks.BackupAndRestore):
-    """`BackupAndRestore` whose backups are there as a whole or not at all.
+    """Saves and restores a training like `BackupAndRestore`, but atomically.
 
-    Every backup is a folder of its own, named after the epochs it has seen
-    once all of it is written; the one before it is then deleted.
+    A backup that is interrupted does not damage the one before it. Every
+    backup is a folder of its own, which gets its final name once all of it is
+    written; the one before it is then deleted.
 
     Args:
         folder: Where to keep backups, on a file system of this machine and

@@ -1,4 +1,4 @@
-"""Everything that knows of `tf.summary`: the files that TensorBoard reads."""
+"""Writes isotropy to event files for TensorBoard, through `tf.summary`."""
 
 import contextlib
 import importlib.util
@@ -221,7 +221,7 @@ class Dashboard:
             return []
         try:
             images = plots.report_image(rows)[None]
-        except Exception as error:  # Training is worth more than a picture.
+        except Exception as error:  # A picture must not end the training.
             self._can_draw = False
             warnings.warn(
                 f"From step {epoch} on, no pictures are written to `log_dir`: "

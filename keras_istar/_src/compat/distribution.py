@@ -1,4 +1,4 @@
-"""Everything that knows of `tf.distribute` and `torch.distributed`.
+"""Replicas under `tf.distribute` and `torch.distributed`.
 
 On the JAX backend `keras.distribution` shards one global program, in which
 sums over tokens are already sums over all devices: nothing is left to do.
@@ -91,7 +91,10 @@ def separate_losses(layer: keras.layers.Layer) -> None:
 
     `MirroredStrategy` traces replicas in threads and switches between them at
     every all-reduce. Lists that replicas share would lose the losses of some
-    and count those of others twice, whichever layer they come from.
+    and count those of others twice, whichever layer they come from. TensorFlow
+    1 had the same problem
+    (https://github.com/tensorflow/tensorflow/issues/23056). Remove when Keras
+    keeps a list of losses for each thread.
 
     Args:
         layer: Layer that is being called, by a model perhaps.

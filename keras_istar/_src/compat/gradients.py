@@ -109,11 +109,14 @@ def after(gradient: Tensor | None, value: Tensor) -> Tensor:
 
 
 def free_with_graph(gradient: Callable) -> None:
-    """Lets what `tf.custom_gradient` has registered live as long as its graph.
+    """Frees what `tf.custom_gradient` has registered together with its graph.
 
-    The registry then holds a reference that does not count, and the graph one
-    that does. Nothing happens on other backends, outside of graphs, or if a
-    TensorFlow to come keeps its registry in another way.
+    TensorFlow registers such a function for ever, and with it the tensors of
+    its graph and the weights that the graph reads
+    (https://github.com/tensorflow/tensorflow/issues/97697). Here the registry
+    gets a weak reference, and the graph holds the function. Nothing happens on
+    other backends, outside of graphs, or if TensorFlow keeps its registry in
+    another way. Remove when the oldest supported TensorFlow frees it by itself.
 
     Args:
         gradient: The gradient function that `tf.custom_gradient` was given in

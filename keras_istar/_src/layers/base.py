@@ -1,4 +1,4 @@
-"""What regularizers of hidden states have in common, as Keras layers."""
+"""The base class of regularizers: penalty, settings and logs of a layer."""
 
 import collections
 import re
@@ -139,8 +139,9 @@ class HiddenStateRegularization(keras.layers.Layer):
     strength = Setting(validation.check_real)
 
     def __init__(self, strength: float = 1.0, **kwargs: Any):
-        # Nothing here is worth recomputing, and a loss added inside of a
-        # recomputed function has no gradient.
+        # Nothing here is worth recomputing, and a loss that is added inside of
+        # a recomputed function has no gradient: what such a function does not
+        # return is a constant to the outside, on every backend.
         with keras.RematScope(mode=None), validation.keras_arguments(kwargs):
             super().__init__(autocast=False, **kwargs)
         self.settings: dict[str, float] = {}
@@ -271,7 +272,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         self.settings[name] = value
 
     def join(self, model: keras.Model) -> None:
-        """Lets settings reach train steps of `model` within an epoch."""
+        """Makes settings reach train steps of `model` within an epoch."""
         self._models.add(model)
 
     def setting(self, name: str) -> keras.Variable:
@@ -280,7 +281,7 @@ class HiddenStateRegularization(keras.layers.Layer):
 
     @property
     def default_name(self) -> str:
-        """What Keras makes of the name of the class."""
+        """The name that Keras gives to a layer of this class by default."""
         return _snake_case(type(self))
 
     def log_name(self, quantity: str) -> str:
@@ -341,7 +342,7 @@ class HiddenStateRegularization(keras.layers.Layer):
 
 
 def name_logs(model: keras.Model) -> None:
-    """Gives all regularizers in a model keys that no two of them share.
+    """Gives each regularizer in a model log keys of its own.
 
     One regularizer of a class keeps the plain keys, unless it was given a name
     of its own. Several that were given none are told apart by the model that
@@ -364,13 +365,13 @@ def name_logs(model: keras.Model) -> None:
 
 
 def default_prefix(layer: keras.layers.Layer) -> str:
-    """What keys in the logs begin with: the name that a layer was given."""
+    """Start of keys in the logs: the name of a layer, if it was given one."""
     by_default = re.fullmatch(rf"{_snake_case(type(layer))}(_\d+)?", layer.name)
     return "" if by_default else f"{layer.name}_"
 
 
 def _snake_case(kind):
-    """What Keras makes of the name of a class."""
+    """The name of a class in the form that Keras uses for layers."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", kind.__name__)
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 

@@ -1,4 +1,4 @@
-"""The cosine regularizer that I-STAR is compared with."""
+"""The cosine regularizer (CosReg), a baseline of the paper."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Isotropic batch normalization, that I-STAR is compared with."""
+"""Isotropic batch normalization (IsoBN), a baseline of the paper."""
 
 from typing import Any
 
@@ -197,5 +197,5 @@ def isotropic_scale(
 
 
 def variances(covariance: Tensor) -> Tensor:
-    """Diagonal `(dim,)`, where rounding may have left less than nothing."""
+    """Diagonal `(dim,)`; values that rounding made negative become 0."""
     return ops.maximum(ops.diagonal(covariance), 0.0)

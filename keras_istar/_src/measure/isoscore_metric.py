@@ -128,7 +128,7 @@ class IsoScore(keras.metrics.Metric):
 
 
 def _fit(weights, points):
-    """Where weights of examples or tokens count, as a mask of `points`."""
+    """Weights of examples or tokens as a mask of `points`."""
     weights = ops.not_equal(
         validation.check_tensor("sample_weight", weights), 0
     )

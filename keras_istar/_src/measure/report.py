@@ -1,4 +1,4 @@
-"""What `measure` found: rows of numbers, their table, file and picture."""
+"""The report that `measure` returns: rows, table, file and figure."""
 
 import json
 import math
@@ -45,7 +45,7 @@ _WIDTH = 79
 
 @dataclass(frozen=True)
 class LayerIsotropy:
-    """What was measured of one hidden state, or of the union of all.
+    """Isotropy of one hidden state, or of the union of all, as measured.
 
     Attributes:
         layer: Name of the state, `"layer_0"` for example, or `"union"`.
@@ -423,7 +423,7 @@ def _without_nan(value):
 
 
 def _text(report: "IsotropyReport") -> str:
-    """What `print` shows of a report."""
+    """The report as text, as `print` shows it."""
     lines = [f"Isotropy of {report.model!r}, {report.dim} dimensions", ""]
     lines += [*_table(report.rows), ""]
     for sentence in [*_explanations(report), *report.notes]:

@@ -185,7 +185,7 @@ def _largest(points, mask):
 
 
 def unchecked_isoscore(covariance: Tensor) -> Tensor:
-    """IsoScore of a covariance whose values nobody checks.
+    """IsoScore of a covariance, without checking its values.
 
     Training and measuring score covariances of their own. These may hold NaN,
     which must not end a training, so the score is NaN then.

@@ -110,7 +110,7 @@ def _state_gradient(both, d_total, center, tokens, weights, before):
     if tokens.dtype == both.dtype:
         cloud = deviations(after(before, center), tokens, weights)
     else:
-        # Lest the wider copy of the tokens be kept, too.
+        # Otherwise the wider copy of the tokens would be kept as well.
         cloud = deviations(center, after(before, tokens), weights)
     d_tokens = _zero_masked(matmul(cloud, both) + d_total, weights)
     return ops.cast(d_tokens, tokens.dtype)
