@@ -2,7 +2,6 @@ import keras
 import numpy as np
 import oracle
 import pytest
-from workers.launch import run_workers
 
 from keras_istar._src.measure.isoscore_metric import IsoScore
 
@@ -105,34 +104,3 @@ def test_saved_model_keeps_the_metric(points, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.evaluate(x, y, verbose=0, return_dict=True) == before
-
-
-@pytest.mark.parametrize(
-    "y_pred, weights, message",
-    [
-        (np.ones(4), None, "`y_pred` must have at least two dimensions"),
-        (np.ones((4, 1)), None, "`y_pred` must have a last axis"),
-        (np.ones((4, 3)), None, "`y_pred` must keep its width, 2.*width 3"),
-        (np.ones((4, 2)), np.ones(3), r"`sample_weight` must.*shape=\(3,\)"),
-        (np.ones((4, 2)), np.ones((4, 2)), r"`sample_weight` must.*\(4, 2\)"),
-        (np.ones((4, 5, 2)), np.ones((4, 1)), "`sample_weight` must"),
-    ],
-)
-def test_bad_input(y_pred, weights, message):
-    metric = IsoScore()
-    metric.update_state(None, np.eye(2))
-    with pytest.raises(ValueError, match=message):
-        metric.update_state(None, y_pred, weights)
-    assert float(metric.result()) == pytest.approx(0.0, abs=1e-6)
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="needs tf.distribute"
-)
-def test_replicas_do_not_matter(tmp_path):
-    jobs = [([replicas, "metric"], {}) for replicas in (0, 2)]
-    one, two = run_workers(tmp_path, "mirrored_measure", jobs)
-    expected = score(one["outputs"])
-    for results in (one, two):
-        np.testing.assert_allclose(results["evaluated"], expected, rtol=1e-4)
-        np.testing.assert_allclose(results["fitted"], expected, rtol=1e-4)

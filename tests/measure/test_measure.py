@@ -4,7 +4,6 @@ import oracle
 import pytest
 import scipy.special
 import scipy.stats
-from workers.launch import run_workers
 
 import keras_istar
 from keras_istar._src.compat import keras_graph
@@ -375,22 +374,3 @@ def test_states_that_are_not_finite(x, points, value):
 def test_states_too_large_to_square(x):
     with pytest.raises(ValueError, match="squared in float32.*'states'"):
         measure_states(x * 1e25)
-
-
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="needs tf.distribute"
-)
-class TestReplicas:
-    def measured(self, folder, name):
-        jobs = [([replicas, name], {}) for replicas in (0, 2)]
-        return run_workers(folder, "mirrored_measure", jobs)
-
-    def test_every_number_is_that_of_one_device(self, tmp_path):
-        one, two = self.measured(tmp_path, "measured")
-        assert len(one) == 3 * (len(DEFINITIONS) + 1)
-        for column, value in one.items():
-            np.testing.assert_allclose(two[column], value, rtol=1e-5)
-
-    def test_samples_are_of_the_size_asked_for(self, tmp_path):
-        for values in self.measured(tmp_path, "sampled"):
-            assert values["twonn_tokens"] == 30

@@ -268,7 +268,7 @@ def test_a_huge_max_tokens_draws_what_there_is(rng, jit_compile):
 def drawn_on_replicas(tmp_path_factory):
     pytest.importorskip("tensorflow")
     folder = tmp_path_factory.mktemp("sampled")
-    return run_worker(folder, "sampled", 40, 4000)
+    return run_worker(folder, "sampled", 40, 2500)
 
 
 def test_covariance_of_replicas_is_unbiased(drawn_on_replicas):

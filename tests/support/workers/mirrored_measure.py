@@ -1,6 +1,6 @@
 """Measures a model on R replicas, or on one device for R = 0.
 
-Arguments: the file to write, R, and the name of one of the functions below.
+Arguments: the file to write, and R.
 """
 
 import contextlib
@@ -70,5 +70,9 @@ def metric(scope):
 
 if __name__ == "__main__":
     strategy = make_strategy(int(sys.argv[2]))
-    scope = strategy.scope() if strategy else contextlib.nullcontext()
-    np.savez(sys.argv[1], **globals()[sys.argv[3]](scope))
+    results = {}
+    for function in (measured, sampled, metric):
+        scope = strategy.scope() if strategy else contextlib.nullcontext()
+        for key, value in function(scope).items():
+            results[f"{function.__name__}/{key}"] = value
+    np.savez(sys.argv[1], **results)
