@@ -303,10 +303,10 @@ def test_model_without_the_layer(data):
          "Received: max_tokens=100000.0"),
         ({"batch_size": -1}, "`batch_size` must be a positive integer. "
          "Received: batch_size=-1"),
-        ({"update_freq": "batch"}, "`update_freq` must be 'epoch' or a "
-         "positive integer. Received: update_freq='batch'"),
-        ({"update_freq": 0}, "`update_freq` must be 'epoch' or a "
-         "positive integer. Received: update_freq=0"),
+        ({"update_freq": "batch"}, "`update_freq` must be 'start', 'epoch' or "
+         "a positive integer. Received: update_freq='batch'"),
+        ({"update_freq": 0}, "`update_freq` must be 'start', 'epoch' or "
+         "a positive integer. Received: update_freq=0"),
     ],
 )  # fmt: skip
 def test_wrong_arguments(kwargs, message):

@@ -297,7 +297,9 @@ MODELS = [
     *rows(
         fit,
         "update_freq",
-        no_positive_ints("update_freq", "'epoch' or a positive integer"),
+        no_positive_ints(
+            "update_freq", "'start', 'epoch' or a positive integer"
+        ),
     ),
     *rows(fit, "batch_size", no_positive_ints("batch_size")),
     *rows(
