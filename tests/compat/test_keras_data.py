@@ -30,14 +30,28 @@ class Doubling:
     ],
 )
 def test_counted_examples(data, count):
-    assert keras_data.count_examples(data) == count
+    assert keras_data.count_examples(Doubling(), data) == count
+
+
+@pytest.mark.parametrize(
+    "data, count",
+    [
+        (np.zeros((7, 2)), 7),
+        ([np.zeros((5, 2))], 5),
+        ([{"a": np.zeros(4), "b": [np.zeros(4)]}, (np.zeros(4),)], 4),
+        ({"a": np.zeros((6, 1)), "b": None}, 6),
+        ([], 0),
+    ],
+)
+def test_counted_examples_of_plain_models(data, count):
+    assert keras_data.count_examples(keras.Sequential(), data) == count
 
 
 def test_datasets_are_not_counted():
     tf = pytest.importorskip("tensorflow")
 
     dataset = tf.data.Dataset.range(3).batch(2)
-    assert keras_data.count_examples(dataset) is None
+    assert keras_data.count_examples(keras.Sequential(), dataset) is None
 
 
 def test_arrays_of_plain_models_pass_unchanged():

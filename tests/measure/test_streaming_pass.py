@@ -1,4 +1,7 @@
+import itertools
+import re
 import sys
+import time
 
 import keras
 import numpy as np
@@ -93,14 +96,69 @@ def test_model_is_in_inference_mode(x):
     assert float(layer.has_shrinkage_covariance.value) == 0
 
 
-def test_long_passes_draw_a_bar(x, capsys, monkeypatch):
+def _drawn(capsys, monkeypatch, data, max_tokens, batch_size=8, passes=1):
+    """For each time the bar is drawn, where it stands and where it ends."""
     from keras_istar._src.measure import streaming_pass
 
     monkeypatch.setattr(streaming_pass, "_SECONDS_BEFORE_PROGRESS", -1.0)
+    monkeypatch.setattr(time, "time", itertools.count().__next__)
     model, layer = _model()
-    for show in (False, True):
-        StatesPass(model, [layer], x, 10**6, 8, show).run()
-        assert ("/1000000" in capsys.readouterr().out) is show
+    states = StatesPass(model, [layer], data, max_tokens, batch_size, True)
+    for _ in range(passes):
+        capsys.readouterr()
+        states.run()
+    return re.findall(r"(\d+)/(\d+|Unknown)", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("batch_size", [8, 10])
+@pytest.mark.parametrize("max_tokens", [None, 110, 10**6])
+def test_bar_ends_at_the_tokens_that_there_are(
+    capsys, monkeypatch, batch_size, max_tokens
+):
+    x = np.ones((20, 6, 5), "float32")  # 120 tokens.
+    drawn = _drawn(capsys, monkeypatch, x, max_tokens, batch_size)
+    end = 110 if max_tokens == 110 else 120
+    seen = [min(6 * n, end) for n in (*range(batch_size, 20, batch_size), 20)]
+    assert drawn == [(f"{n}", f"{end}") for n in (*seen, seen[-1])]
+
+
+def test_bar_follows_what_examples_hold(capsys, monkeypatch):
+    x = np.ones((20, 6, 5), "float32")
+    x[10:, 2:] = 0  # 60 tokens, then 20.
+    drawn = _drawn(capsys, monkeypatch, x, None, batch_size=10, passes=2)
+    assert drawn == [("60", "80"), ("80", "80"), ("80", "80")]
+    first = _drawn(capsys, monkeypatch, x, None, batch_size=10)
+    assert first == [("60", "120"), ("80", "80"), ("80", "80")]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_bar_of_a_dataset(capsys, monkeypatch, known):
+    tf = pytest.importorskip("tensorflow")
+
+    x = np.ones((24, 6, 5), "float32")  # 144 tokens.
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(12)
+    if not known:
+        unknown = tf.data.experimental.assert_cardinality(
+            tf.data.experimental.UNKNOWN_CARDINALITY
+        )
+        dataset = dataset.apply(unknown)
+    end = "144" if known else "Unknown"
+    drawn = _drawn(capsys, monkeypatch, dataset, None)
+    assert drawn == [("72", end), ("144", end), ("144", "144")]
+    drawn = _drawn(capsys, monkeypatch, dataset, 100)
+    assert drawn == [("72", "100"), ("100", "100"), ("100", "100")]
+
+
+def test_short_passes_draw_no_bar(x, capsys):
+    model, layer = _model()
+    StatesPass(model, [layer], x, 10**6, 8, show_progress=True).run()
+    assert capsys.readouterr().out == ""
+
+
+def test_all_tokens(x):
+    model, layer = _model()
+    _, seen = _run(model, layer, x, max_tokens=None)
+    _assert_moments(seen, _tokens(model, x))
 
 
 @pytest.mark.parametrize("max_tokens", [9, 10**6])

@@ -1,8 +1,8 @@
 """The callback that keeps Σ_S and logs isotropy."""
 
+import copy
 import os
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -30,7 +30,8 @@ class IStarCallback(keras.callbacks.Callback):
     batches if that is a number, the model runs in inference mode over `data`
     until `max_tokens` tokens have been seen, and their covariance becomes Σ_S.
     The pass streams: its memory does not depend on `max_tokens`. Layers with
-    `momentum` maintain Σ_S themselves and are only logged.
+    `momentum` maintain Σ_S themselves and are only logged. With
+    `update_freq="start"` the pass at the start is the only one.
 
     The logs of every epoch receive the IsoScore of those tokens, of the union
     of all states as `isoscore_union` and of each state as `isoscore_layer_0`
@@ -67,19 +68,25 @@ class IStarCallback(keras.callbacks.Callback):
     training goes on.
 
     Args:
-        data: What the model's `fit` takes as `x`: arrays, dicts, raw strings
-            if the model is a KerasHub task, or a `tf.data` dataset, with or
-            without labels. It is read anew at every pass, from its start.
+        data: What the model's `fit` takes as `x`: arrays, pandas columns,
+            nested dicts and lists of them, raw strings if the model is a
+            KerasHub task, or a `tf.data` dataset, with or without labels. It is
+            read anew at every pass, from its start; copies of the callback
+            share it.
         max_tokens: Number of tokens to use, counted once in every state. The
-            pass ends with the batch that reaches it.
+            pass ends with the batch that reaches it. None uses all.
         update_freq: `"epoch"`, or the number of batches between passes,
-            counted anew in every epoch.
-        batch_size: Examples in a batch, where `data` does not come in batches.
+            counted anew in every epoch. With `"start"` no pass is made after
+            the one at the start of training: Σ_S stays as it was there, and
+            the logs receive none of the scores that come from a pass.
+        batch_size: Examples in a batch, where `data` does not come in batches,
+            rounded up to a multiple of the model's replicas.
         verbose: 0 is silent; 1 draws a progress bar for passes longer than a
             few seconds and says once if `data` is smaller than `max_tokens`.
         log_dir: None, or the folder for TensorBoard's event files. It is made
-            when the first epoch ends. Without matplotlib, which the extra
-            `report` brings, a warning says that the image is left out.
+            when the first epoch ends, so never with `update_freq="start"`.
+            Without matplotlib, which the extra `report` brings, a warning says
+            that the image is left out.
 
     Raises:
         ValueError: If an argument is out of range; at the start of training,
@@ -108,24 +115,29 @@ class IStarCallback(keras.callbacks.Callback):
     def __init__(
         self,
         data: Any,
-        max_tokens: int = 250_000,
+        max_tokens: int | None = 250_000,
         update_freq: str | int = "epoch",
         batch_size: int = 32,
         verbose: int = 1,
         log_dir: str | os.PathLike | None = None,
     ):
         super().__init__()
-        if not isinstance(update_freq, str) or update_freq != "epoch":
+        is_text = isinstance(update_freq, str)
+        if not is_text or update_freq not in ("start", "epoch"):
             update_freq = validation.check_positive_int(
-                "update_freq", update_freq, "'epoch' or a positive integer"
+                "update_freq",
+                update_freq,
+                "'start', 'epoch' or a positive integer",
             )
-        if isinstance(data, Iterator):
+        if update_freq == "start" and log_dir is not None:
             raise ValueError(
-                "`data` must be iterable more than once, a generator is not. "
-                f"Received: data of type {type(data).__name__}"
+                "`log_dir` must be `None` with `update_freq='start'`, which "
+                "makes no pass after an epoch that could be written. "
+                f"Received: log_dir={log_dir!r:.200}"
             )
+        keras_data.check_repeatable(data)
         self.data = data
-        self.max_tokens = validation.check_positive_int(
+        self.max_tokens = validation.check_optional_positive_int(
             "max_tokens", max_tokens
         )
         self.update_freq = update_freq
@@ -134,9 +146,20 @@ class IStarCallback(keras.callbacks.Callback):
         )
         self.verbose = validation.check_verbose(verbose)
         self.log_dir = validation.check_optional_path("log_dir", log_dir)
-        self._dashboard = None
-        if self.log_dir is not None:
-            self._dashboard = Dashboard(self.log_dir)
+        self._pass: StatesPass | None = None
+        self._dashboard = self._make_dashboard()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "IStarCallback":
+        # No `tf.data` dataset can be copied. A copy shares `data`, which is
+        # only read, and gets its model and pass from the `fit` it is for.
+        copied = copy.copy(self)
+        memo[id(self)] = copied
+        memo[id(self.data)] = self.data
+        copied.set_model(None)
+        copied._pass = copied._dashboard = None
+        vars(copied).update(copy.deepcopy(vars(copied), memo))
+        copied._dashboard = copied._make_dashboard()
+        return copied
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
@@ -156,13 +179,13 @@ class IStarCallback(keras.callbacks.Callback):
                 f"Received: model={self.model.name!r}"
             )
         keras_data.check_data(self.model, self.data)
-        if keras_data.count_examples(self.data) == 0:
+        if keras_data.count_examples(self.model, self.data) == 0:
             raise self._empty_data_error()
         if not all(layer.built for layer in layers):
             self._build()
         name_logs(self.model)
         self._said_fewer = False
-        self._pass: StatesPass | None = StatesPass(
+        self._pass = StatesPass(
             self.model,
             layers,
             self.data,
@@ -192,6 +215,8 @@ class IStarCallback(keras.callbacks.Callback):
             self._estimate()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        if self.update_freq == "start":
+            return
         clouds = self._estimate()
         scores = _scores(clouds)
         if logs is not None:
@@ -233,12 +258,16 @@ class IStarCallback(keras.callbacks.Callback):
     def _report_count(self, count):
         if count == 0:
             raise self._empty_data_error()
-        if count < self.max_tokens and self.verbose and not self._said_fewer:
+        is_fewer = self.max_tokens is not None and count < self.max_tokens
+        if is_fewer and self.verbose and not self._said_fewer:
             print(
                 f"IStarCallback: `data` holds {count:,} tokens, fewer than "
                 f"max_tokens={self.max_tokens:,}; all are used."
             )
             self._said_fewer = True
+
+    def _make_dashboard(self):
+        return None if self.log_dir is None else Dashboard(self.log_dir)
 
     def _close_dashboard(self):
         if self._dashboard is not None:

@@ -52,6 +52,19 @@ def local_values(variable: keras.Variable) -> list[np.ndarray]:
     return [ops.convert_to_numpy(ops.copy(value)) for value in values]
 
 
+def number_of_replicas(model: keras.Model) -> int:
+    """Parts into which the batches of `model` are divided."""
+    strategy = getattr(model, "distribute_strategy", None)
+    if strategy is not None:
+        return strategy.num_replicas_in_sync
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return 1
+    mesh = distribution.device_mesh
+    sizes = dict(zip(mesh.axis_names, mesh.shape, strict=True))
+    return sizes.get(distribution.batch_dim_name, 1)
+
+
 def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
     """The scope in which new variables can join those of `model`."""
     strategy = getattr(model, "distribute_strategy", None)

@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_istar._src.compat import keras_graph
 
@@ -32,13 +33,27 @@ def preprocessed(
     Returns:
         A tuple `(data, batch_size)`; the second is None for batched data.
     """
-    is_batched = not _is_arrays(data)
-    if getattr(model, "preprocessor", None) is not None:
-        if _is_arrays(data):
-            batches = _PreprocessedBatches(model, data, batch_size)
-            return batches, None
-        return _map_preprocessor(model, data), None
+    is_batched = not _is_arrays(model, data)
+    if _has_preprocessor(model):
+        if is_batched:
+            return _map_preprocessor(model, data), None
+        return _PreprocessedBatches(model, data, batch_size), None
     return data, None if is_batched else batch_size
+
+
+def check_repeatable(data: Any) -> None:
+    """Raises if `data` is None or can be read only once.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if data is None:
+        raise _not_what_fit_takes(data)
+    if isinstance(data, Iterator):
+        raise ValueError(
+            "`data` must be iterable more than once, a generator is not. "
+            f"Received: data of type {type(data).__name__}"
+        )
 
 
 def check_data(model: keras.Model, data: Any) -> None:
@@ -49,34 +64,37 @@ def check_data(model: keras.Model, data: Any) -> None:
     Raises:
         ValueError: If it cannot.
     """
-    if isinstance(data, Iterator):
-        raise ValueError(
-            "`data` must be iterable more than once, a generator is not. "
-            f"Received: data of type {type(data).__name__}"
-        )
+    check_repeatable(data)
     if _is_dataset(data):
         if hasattr(data, "element_spec"):
             _check_examples(model, _x_of(data.element_spec))
         return
-    has_preprocessor = getattr(model, "preprocessor", None) is not None
-    are_inputs = isinstance(data, list) and not has_preprocessor
-    arrays = data if are_inputs else _leaves(data)
-    if not all(_is_array(x, has_preprocessor) for x in arrays):
-        raise ValueError(
-            "`data` must be what the model's `fit` takes as `x`: arrays, "
-            "nested tuples or dicts of them, a dataset, or strings if the "
-            "model is a KerasHub task. "
-            f"Received: data of type {type(data).__name__}"
-        )
-    lengths = [len(array) for array in arrays]
+    if not _is_arrays(model, data):
+        raise _not_what_fit_takes(data)
+    lengths = [_length(array) for array in _leaves(model, data)]
     if len(set(lengths)) > 1:
         raise ValueError(
             f"`data` must be of one length. Received: lengths={lengths}"
         )
     if all(lengths):  # Whoever needs an example says so.
+        if _has_preprocessor(model):
+            data = _map_leaves(data, _as_preprocessors_take)
         _check_examples(model, data)
-        if has_preprocessor:
+        if _has_preprocessor(model):
             _try_preprocessor(model, data)
+
+
+def _not_what_fit_takes(data):
+    return ValueError(
+        "`data` must be what the model's `fit` takes as `x`: arrays, "
+        "nested tuples or dicts of them, a dataset, or strings if the "
+        "model is a KerasHub task. "
+        f"Received: data of type {type(data).__name__}"
+    )
+
+
+def _has_preprocessor(model):
+    return getattr(model, "preprocessor", None) is not None
 
 
 def _try_preprocessor(task, data):
@@ -95,19 +113,18 @@ def _x_of(element):
 
 def _check_examples(model, x):
     """Raises unless a batch, or the spec of one, can enter the model."""
-    preprocessor = getattr(model, "preprocessor", None)
-    if preprocessor is None:
+    if not _has_preprocessor(model):
         check_inputs(model, x)
-    elif are_texts(preprocessor):
-        for leaf in _leaves(x):
+    elif are_texts(model.preprocessor):
+        for leaf in _leaves(model, x):
             check_texts(leaf)
 
 
-def count_examples(data: Any) -> int | None:
+def count_examples(model: keras.Model, data: Any) -> int | None:
     """Number of examples in `data`, None where only iterating tells."""
-    if not _is_arrays(data):
+    if not _is_arrays(model, data):
         return None
-    return min((len(leaf) for leaf in _leaves(data)), default=0)
+    return min(map(_length, _leaves(model, data)), default=0)
 
 
 class _PreprocessedBatches(keras.utils.PyDataset):
@@ -115,10 +132,12 @@ class _PreprocessedBatches(keras.utils.PyDataset):
 
     def __init__(self, task, data, batch_size):
         super().__init__()
-        self._task, self._data, self._batch_size = task, data, batch_size
+        self._task, self._batch_size = task, batch_size
+        self._data = _map_leaves(data, _as_preprocessors_take)
 
     def __len__(self):
-        return -(-count_examples(self._data) // self._batch_size)
+        examples = count_examples(self._task, self._data)
+        return -(-examples // self._batch_size)
 
     def __getitem__(self, index):
         start = index * self._batch_size
@@ -167,20 +186,29 @@ def _without_tensor_bools(leaf):
     return tf.cast(leaf, "int32") if leaf.dtype == tf.bool else leaf
 
 
-# A list is one array of examples, as in the `fit` of KerasHub.
+def _as_preprocessors_take(leaf):
+    """Arrays and pandas columns in NumPy, as in the `fit` of KerasHub."""
+    return ops.convert_to_numpy(leaf) if hasattr(leaf, "__array__") else leaf
 
 
-def _is_arrays(data):
-    return all(_is_array(leaf) for leaf in _leaves(data))
+def _is_arrays(model, data):
+    may_be_list = _has_preprocessor(model)
+    return all(
+        _is_array(leaf) or (may_be_list and isinstance(leaf, list))
+        for leaf in _leaves(model, data)
+    )
 
 
-def _is_array(leaf, or_list=True):
-    if isinstance(leaf, list):
-        return or_list
+def _is_array(leaf):
     try:
-        return len(leaf.shape) > 0 and len(leaf) >= 0
+        return len(leaf.shape) > 0 and _length(leaf) >= 0
     except (AttributeError, TypeError, ValueError):
         return False
+
+
+def _length(leaf):
+    """Examples in an array or a list. Sparse arrays have no `len`."""
+    return len(leaf) if isinstance(leaf, list) else int(leaf.shape[0])
 
 
 def _is_dataset(data):
@@ -191,15 +219,17 @@ def _is_dataset(data):
     )
 
 
-def _leaves(data):
-    if isinstance(data, dict):
-        data = tuple(data.values())
-    if isinstance(data, tuple):
-        return [leaf for item in data for leaf in _leaves(item)]
-    return [data]
+def _leaves(model, data):
+    """The arrays of a structure, as `fit` takes it apart."""
+    if _has_preprocessor(model):
+        leaves: list[Any] = []
+        _map_leaves(data, leaves.append)
+        return leaves
+    return [x for x in keras.tree.flatten(data) if x is not None]
 
 
 def _map_leaves(data, function):
+    """For KerasHub tasks, to which a list is one array of examples."""
     if isinstance(data, dict):
         return {k: _map_leaves(v, function) for k, v in data.items()}
     if isinstance(data, tuple):
@@ -250,15 +280,17 @@ def _pairs(model, x) -> Iterator[tuple[Any, Any]]:
                 f"`data` must have all inputs of the model, {list(names)}. "
                 f"Received: keys={list(x)}"
             )
-        return ((tensor, x[name]) for name, tensor in names.items())
-    arrays = keras.tree.flatten(x)
-    if len(model.inputs) != len(arrays):
+        tensors = keras.tree.flatten(list(names.values()))
+        arrays = keras.tree.flatten([x[name] for name in names])
+    else:
+        tensors, arrays = model.inputs, keras.tree.flatten(x)
+    if len(tensors) != len(arrays):
         raise ValueError(
             "`data` must have one array for each of the "
-            f"{len(model.inputs)} inputs of the model. "
+            f"{len(tensors)} inputs of the model. "
             f"Received: {len(arrays)} arrays"
         )
-    return zip(model.inputs, arrays, strict=True)
+    return zip(tensors, arrays, strict=True)
 
 
 def _names(model):

@@ -730,6 +730,16 @@ def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:
             part._losses = losses
 
 
+def skip_build(model: keras.Model) -> None:
+    """Spares a model that is built the build from its first batch.
+
+    Under a strategy, Keras 3.15 builds from the mean of that batch over the
+    replicas, even if there is nothing to build. Replicas whose shares of the
+    batch differ in size have no mean.
+    """
+    model._maybe_symbolic_build = lambda *args, **kwargs: None
+
+
 def forget_traces(model: keras.Model) -> None:
     """Makes `fit`, `evaluate` and `predict` trace the model anew."""
     model.train_function = None

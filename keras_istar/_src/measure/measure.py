@@ -30,7 +30,7 @@ def measure(
     model: keras.Model,
     data: Any,
     layers: str | int | Sequence[int | str] = "all",
-    max_tokens: int = 250_000,
+    max_tokens: int | None = 250_000,
     measures: str | Sequence[str] = "all",
     *,
     shrinkage: float = 0.2,
@@ -70,12 +70,12 @@ def measure(
 
     Args:
         model: KerasHub `Task` or `Backbone`, or any Functional Keras model.
-        data: What the model's `fit` takes as `x`: arrays, dicts, raw strings
-            if the model is a KerasHub task, or a `tf.data` dataset, with or
-            without labels.
+        data: What the model's `fit` takes as `x`: arrays, pandas columns,
+            nested dicts and lists of them, raw strings if the model is a
+            KerasHub task, or a `tf.data` dataset, with or without labels.
         layers: Which hidden states, as in `attach`.
         max_tokens: Number of tokens to use, counted once in every state. The
-            pass ends with the batch that reaches it.
+            pass ends with the batch that reaches it. None uses all.
         measures: `"all"`, or names of measures; others are not computed.
             `"all"` leaves `twonn` out, with a note in the report, where
             scikit-dimension is not installed.
@@ -84,7 +84,8 @@ def measure(
             all of its tokens, at most 100,000: it is kept in memory, and
             `twonn` looks for neighbors among all of its pairs. The union's
             takes from each state its share.
-        batch_size: Examples in a batch, where `data` does not come in batches.
+        batch_size: Examples in a batch, where `data` does not come in batches,
+            rounded up to a multiple of the model's replicas.
         seed: Seed of the samples, an integer from 0 to 2³¹ − 1.
         verbose: 0 is silent; 1 draws a progress bar if the pass takes longer
             than a few seconds.
@@ -115,7 +116,7 @@ def measure(
     """
     names, left_out = choose(measures)
     validation.check_fraction("shrinkage", shrinkage)
-    validation.check_positive_int("max_tokens", max_tokens)
+    validation.check_optional_positive_int("max_tokens", max_tokens)
     validation.check_positive_int(
         "sample_tokens", sample_tokens, at_most=_MOST_SAMPLE_TOKENS
     )
@@ -125,7 +126,7 @@ def measure(
     keras_data.check_data(model, data)
     sample_size = sample_tokens if need_sample(names) else 0
     with probed(model, layers) as probe:
-        if keras_data.count_examples(data) == 0:
+        if keras_data.count_examples(model, data) == 0:
             raise _too_few_tokens(probe.state_names[0], 0)
         states_pass = StatesPass(
             model,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import keras
 from keras import ops
 
 from keras_istar._src.compat import keras_data
+from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat.distribution import number_of_replicas
 from keras_istar._src.compat.distribution import strategy_scope
 from keras_istar._src.layers.probe import record_states
 from keras_istar._src.measure.running_statistics import RunningMoments
@@ -31,8 +34,9 @@ class StatesPass:
             `state_names` has a name for each, `dim` is their width.
         data: What `fit` of `model` takes as `x`; must be iterable repeatedly.
         max_tokens: Stop after the batch in which every layer has seen so many
-            tokens, counted in each of its states.
-        batch_size: Examples in a batch, where `data` does not say.
+            tokens, counted in each of its states; None for all that there are.
+        batch_size: Examples in a batch, where `data` does not say. Rounded up
+            to a multiple of the replicas.
         show_progress: Whether to draw a bar when the pass takes long.
         make_statistic: Makes the statistic of one state, an object with `add`,
             `reset`, `value` and `count`, from `Variables` to keep it in and the
@@ -44,16 +48,21 @@ class StatesPass:
         model: keras.Model,
         layers: list[keras.layers.Layer],
         data: Any,
-        max_tokens: int,
+        max_tokens: int | None,
         batch_size: int,
         show_progress: bool,
         make_statistic: Callable[[Variables, int], Any] = RunningMoments,
     ):
         self._layers = layers
+        replicas = number_of_replicas(model)
+        batch_size = -(-batch_size // replicas) * replicas
         self._data, self._batch_size = keras_data.preprocessed(
             model, data, batch_size
         )
-        self._monitor = _Monitor(max_tokens, show_progress)
+        examples = keras_data.count_examples(model, data)
+        self._monitor = _Monitor(
+            max_tokens, show_progress, examples, batch_size
+        )
         with strategy_scope(model):
             self._accumulator = _Accumulator(model, layers, make_statistic)
             self._accumulator.compile(
@@ -110,6 +119,7 @@ class _Accumulator(keras.Model):
             for layer in layers
         }
         self.built = True
+        keras_graph.skip_build(self)
 
     def call(self, inputs, training=False):
         with record_states() as recorder:
@@ -148,12 +158,22 @@ class _Accumulator(keras.Model):
 
 
 class _Monitor(keras.callbacks.Callback):
-    """Ends the pass when it has seen enough; says how far it is."""
+    """Ends the pass when it has seen enough; says how far it is.
 
-    def __init__(self, max_tokens, show_progress):
+    Args:
+        max_tokens: Tokens that are enough, None if none are.
+        show_progress: Whether to draw a bar when the pass takes long.
+        examples: Number of examples in the data, if known.
+        batch_size: Examples in a batch, where `examples` is known.
+    """
+
+    def __init__(self, max_tokens, show_progress, examples, batch_size):
         super().__init__()
-        self._max_tokens = max_tokens
+        self._max_tokens = math.inf if max_tokens is None else max_tokens
         self._show_progress = show_progress
+        self._examples = examples
+        self._batch_size = batch_size
+        self._all_tokens = None  # Of the data, once a pass has reached its end.
 
     def on_test_begin(self, logs=None):
         self._start = time.monotonic()
@@ -164,17 +184,31 @@ class _Monitor(keras.callbacks.Callback):
         if seen >= self._max_tokens:
             self.model.stop_evaluating = True
         if self._show_progress:
-            self._draw(min(seen, self._max_tokens))
+            self._draw(seen, batches=batch + 1)
 
     def on_test_end(self, logs=None):
-        # Data may end before `max_tokens`, and the line with it.
+        seen = self.model.tokens_seen()
+        if not self.model.stop_evaluating:
+            self._all_tokens = seen
         if self._bar is not None:
-            seen = min(self.model.tokens_seen(), self._max_tokens)
+            self._bar.target = seen = min(seen, self._max_tokens)
             self._bar.update(seen, finalize=True)
 
-    def _draw(self, seen):
+    def _draw(self, seen, batches):
         elapsed = time.monotonic() - self._start
         if self._bar is None and elapsed > _SECONDS_BEFORE_PROGRESS:
-            self._bar = keras.utils.Progbar(self._max_tokens, unit_name="token")
+            self._bar = keras.utils.Progbar(None, unit_name="token")
         if self._bar is not None:
-            self._bar.update(seen, finalize=False)
+            expected = min(self._expected(seen, batches), self._max_tokens)
+            self._bar.target = None if expected == math.inf else round(expected)
+            self._bar.update(min(seen, self._max_tokens), finalize=False)
+
+    def _expected(self, seen, batches):
+        """Tokens in the data, as many as there have been an example."""
+        if self._all_tokens is not None:
+            return max(self._all_tokens, seen)
+        if self._examples is not None:
+            examples = min(batches * self._batch_size, self._examples)
+            return seen * self._examples / examples
+        steps = self.params["steps"]
+        return math.inf if steps is None else seen * steps / batches
