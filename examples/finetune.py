@@ -13,15 +13,15 @@ import tempfile
 from pathlib import Path
 
 from finetuning import data
+from finetuning.command_line import Parser
 from finetuning.command_line import UserError
 from finetuning.options import Options
-from finetuning.options import make_parser
 from finetuning.settings import Recipe
 
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the program; exit code 2 and one line for what users can mend."""
-    make_parser(__doc__).run(run, Options, argv)
+    Parser("finetune.py", __doc__, Options).run(run, argv)
 
 
 def run(options: Options) -> None:

@@ -14,36 +14,59 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+def option(group: str, text: str, default: Any = None, **kwargs: Any) -> Any:
+    """A field of a dataclass of options.
+
+    Args:
+        group: Heading that `--help` shows it under.
+        text: What `--help` says of it.
+        default: Its value if it is not given.
+        **kwargs: Further arguments of `ArgumentParser.add_argument`.
+    """
+    metadata = {"group": group, "help": text, **kwargs}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line on stderr, exit code 2."""
+    """A command line whose errors are one line on stderr, exit code 2.
+
+    Args:
+        prog: Name of the program.
+        description: What it does.
+        options: Frozen dataclass of fields made by `option`: field `data_dir`
+            is the option `--data-dir`.
+    """
+
+    def __init__(self, prog: str, description: str | None, options: type):
+        super().__init__(
+            prog=prog,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self._options = options
+        groups: dict[str, Any] = {}
+        for field in dataclasses.fields(options):
+            kwargs = dict(field.metadata)
+            name = kwargs.pop("group")
+            if name not in groups:
+                groups[name] = self.add_argument_group(name)
+            flag = f"--{field.name.replace('_', '-')}"
+            groups[name].add_argument(flag, default=field.default, **kwargs)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
     def run(
-        self,
-        program: Callable[[Any], object],
-        options: type,
-        argv: list[str] | None = None,
+        self, program: Callable[[Any], object], argv: list[str] | None = None
     ) -> None:
         """Runs a program with its options, and reports its `UserError`.
 
         Args:
-            program: Function of the options.
-            options: Dataclass whose fields are the options' names and
-                defaults.
+            program: Function of the dataclass.
             argv: The command line, that of this process if None.
         """
-        fields = dataclasses.fields(options)
-        self.set_defaults(
-            **{
-                field.name: field.default
-                for field in fields
-                if field.default is not dataclasses.MISSING
-            }
-        )
         try:
-            program(options(**vars(self.parse_args(argv))))
+            program(self._options(**vars(self.parse_args(argv))))
         except UserError as error:
             self.error(str(error))
 

@@ -65,6 +65,7 @@ TASKS = {
     "stsb": Task(_SENTENCES, 64, _CORRELATIONS),
     "wnli": Task(_SENTENCES, 96),
 }
+GLUE = tuple(f"glue/{name}" for name, task in TASKS.items() if task.columns)
 
 
 class Examples(NamedTuple):
@@ -115,10 +116,9 @@ def find_task(name: str) -> Task:
     if task is not None and bool(task.columns) == name.startswith("glue/"):
         return task
     if not Path(name).is_file():
-        glue = ",".join(key for key, task in TASKS.items() if task.columns)
         raise UserError(
-            f"no such task or file: {name!r}. Tasks are film-reviews and "
-            f"glue/{{{glue}}}"
+            f"no such task or file: {name!r}. Tasks are film-reviews, "
+            f"{', '.join(GLUE)}"
         )
     return Task()
 

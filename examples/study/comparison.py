@@ -1,4 +1,4 @@
-"""What the runs of a study say: means, paired tests, and sentences.
+"""What the runs of a study say: means and paired tests.
 
 Every method is compared with the baseline of its setting, seed by seed, by a
 paired t-test; Holm's correction is over all comparisons of the study.
@@ -105,69 +105,24 @@ def _paired(scores, method, reference):
     return {**found, "low": low, "high": high, "p": test.pvalue}
 
 
-def sentences(runs: pd.DataFrame, table: pd.DataFrame) -> list[str]:
-    """For each setting: what is better or worse, and if isotropy obeys.
+def orders(runs: pd.DataFrame) -> list[str]:
+    """For each setting, in how many seeds IsoScore rises with the strength.
 
     Args:
         runs: What `run_table` returns.
-        table: What `compare` has made of it.
     """
     found = []
-    for name, group in table.groupby("setting", sort=False):
-        found.append(f"{name}: {_verdict(group)}")
-        order = _order(runs[runs["setting"] == name])
-        if order is not None:
-            found.append(f"{name}: {order}")
+    for name, group in runs.groupby("setting", sort=False):
+        ladder = group[group["strength"].notna()].pivot(
+            index="seed", columns="strength", values="isoscore"
+        )
+        ladder = ladder.dropna().sort_index(axis=1)
+        if ladder.shape[1] < 2 or ladder.empty:
+            continue
+        rises = (np.diff(ladder.to_numpy(), axis=1) > 0).all(axis=1).sum()
+        strengths = ", ".join(f"{strength:g}" for strength in ladder.columns)
+        found.append(
+            f"{name}: IsoScore rises with the strength ({strengths}) in "
+            f"{rises} of {len(ladder)} seeds."
+        )
     return found
-
-
-def _verdict(group):
-    """What is said of every method but the baseline."""
-    reference = baseline(group)
-    others = group[group["method"] != reference]
-    if reference is None:
-        return f"no baseline to compare {', '.join(others['method'])} with."
-    if others.empty:
-        return "no method to compare with the baseline."
-    said = {}
-    for row in others.itertuples():
-        said.setdefault(_judge(row), []).append(row.method)
-    ordered = [verdict for verdict in _VERDICTS if verdict in said]
-    return "; ".join(f"{', '.join(said[x])} {x}" for x in ordered) + "."
-
-
-_BETTER = "better than the baseline"
-_WORSE = "worse than the baseline"
-_UNCLEAR = "not distinguishable from the baseline"
-_ALIKE = (
-    "as far from the baseline in one seed as in any other, which is not tested"
-)
-_EQUAL = "equal to the baseline in every seed"
-_FEW = "without two seeds to compare with the baseline"
-_VERDICTS = (_BETTER, _WORSE, _UNCLEAR, _ALIKE, _EQUAL, _FEW)
-
-
-def _judge(row):
-    if row.pairs < 2:
-        return _FEW
-    if pd.isna(row.p_holm):
-        return _EQUAL if abs(row.difference) <= 1e-12 else _ALIKE
-    if row.p_holm >= _LEVEL:
-        return _UNCLEAR
-    return _BETTER if row.difference > 0 else _WORSE
-
-
-def _order(runs):
-    """Whether IsoScore rises with the strength, seed by seed."""
-    ladder = runs[runs["strength"].notna()].pivot(
-        index="seed", columns="strength", values="isoscore"
-    )
-    ladder = ladder.dropna().sort_index(axis=1)
-    if ladder.shape[1] < 2 or ladder.empty:
-        return None
-    rises = (np.diff(ladder.to_numpy(), axis=1) > 0).all(axis=1).sum()
-    strengths = ", ".join(f"{strength:g}" for strength in ladder.columns)
-    return (
-        f"IsoScore rises with the strength ({strengths}) in {rises} of "
-        f"{len(ladder)} seeds."
-    )

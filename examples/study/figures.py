@@ -1,5 +1,6 @@
 """Pictures of a study, one panel for each setting."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -43,14 +44,18 @@ def draw(records: list[Record]) -> dict[str, Figure]:
 
 
 def _panels(records, draw_panel: Callable) -> Figure:
-    by_setting = _by_setting(records)
-    styles = _styles({_method(record) for record in records})
+    runs = [Run.from_dict(record["run"]) for record in records]
+    styles = _styles({run.method for run in runs})
+    names = settings(runs)
+    groups: dict[str, list] = {name: [] for name in names.values()}
+    for run, record in zip(runs, records, strict=True):
+        groups[names[run.task, run.recipe]].append((run.method, record))
     is_long = len(styles) > 7  # A legend of many lines stands at the side.
-    width = 3.6 * len(by_setting) + 2.6 * is_long
+    width = 3.6 * len(groups) + 2.6 * is_long
     figure = Figure(figsize=(width, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(by_setting), squeeze=False)[0]
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
     handles = {}
-    for axis, (name, group) in zip(axes, by_setting.items(), strict=True):
+    for axis, (name, group) in zip(axes, groups.items(), strict=True):
         draw_panel(axis, group, styles)
         axis.set_title(name)
         axis.spines[["top", "right"]].set_visible(False)
@@ -61,38 +66,26 @@ def _panels(records, draw_panel: Callable) -> Figure:
         [handles[name] for name in shown],
         shown,
         loc="outside right center" if is_long else "outside lower center",
-        ncols=1 if is_long else min(len(styles), 2 + 3 * len(by_setting)),
+        ncols=1 if is_long else min(len(styles), 2 + 3 * len(groups)),
         frameon=False,
     )
     return figure
 
 
-def _by_setting(records):
-    runs = [Run.from_dict(record["run"]) for record in records]
-    names, groups = settings(runs), {}
-    for run, record in zip(runs, records, strict=True):
-        groups.setdefault(names[run.task, run.recipe], []).append(record)
-    return groups
-
-
-def _method(record):
-    return Run.from_dict(record["run"]).method
-
-
-def _by_method(group, value: Callable[[Record], Any]):
+def _by_method(group, value: Callable[[Method, Record], Any]):
     """Values of all seeds of each method `(seeds, ...)`."""
-    values = {}
-    for record in group:
-        found = value(record)
+    values: dict[str, list] = {}
+    for method, record in group:
+        found = value(method, record)
         if found is not None:
-            values.setdefault(spell(_method(record)), []).append(found)
+            values.setdefault(spell(method), []).append(found)
     return {name: np.array(seeds, "float64") for name, seeds in values.items()}
 
 
 def _score_by_isotropy(axis, group, styles):
     points = _by_method(
         group,
-        lambda record: (
+        lambda _, record: (
             record["isotropy"]["after"]["union"]["isoscore_star"],
             record["test"]["end"]["score"],
         ),
@@ -115,7 +108,7 @@ def _dimension_by_layer(axis, group, styles):
     axis.set_ylabel("TwoNN dimension, after training")
 
 
-def _dimensions(record):
+def _dimensions(_, record):
     states = record["isotropy"]["after"]
     values = [
         state["twonn_dimension"]
@@ -132,13 +125,12 @@ def _isotropy_by_epoch(axis, group, styles):
     axis.set_ylabel("IsoScore of training tokens")
 
 
-def _union_scores(record):
+def _union_scores(method, record):
     """IsoScore of all layers after every epoch, None if not logged.
 
     The one before training is of test texts, whose tokens are others: it does
     not belong into this curve. Nor does that of some layers, or of padding.
     """
-    method = _method(record)
     is_whole = method.regularizer != "istar" or (
         method.layers == ("all",) and method.padding == SKIP_PADDING
     )
@@ -172,30 +164,24 @@ def _styles(methods: set[Method]) -> dict[str, dict[str, Any]]:
     I-STAR with its defaults is orange for strengths below 0, black for 0 and
     blue above, the darker the stronger.
     """
-    ordered = sorted(methods, key=_rank)
-    plain = [method.strength for method in ordered if is_plain(method)]
-    shades = {
-        0.0: (0.0, 0.0, 0.0, 1.0),
-        **_shades([x for x in plain if x < 0], "Oranges"),
-        **_shades([x for x in reversed(plain) if x > 0], "Blues"),
+    ordered = sorted(
+        methods,
+        key=lambda x: (x.regularizer != "istar", x.strength or 0.0, spell(x)),
+    )
+    plain = [method for method in ordered if is_plain(method)]
+    below = [method for method in plain if method.strength < 0]
+    above = [method for method in reversed(plain) if method.strength > 0]
+    others = [method for method in ordered if not is_plain(method)]
+    colors = dict.fromkeys(plain, (0.0, 0.0, 0.0, 1.0))
+    colors |= zip(below, _shades("Oranges", len(below)), strict=True)
+    colors |= zip(above, _shades("Blues", len(above)), strict=True)
+    colors |= zip(others, itertools.cycle(_OTHER_COLORS), strict=False)
+    markers = zip(ordered, itertools.cycle(_MARKERS), strict=False)
+    return {
+        spell(method): {"color": colors[method], "marker": marker}
+        for method, marker in markers
     }
-    styles, num_others = {}, 0
-    for i, method in enumerate(ordered):
-        if is_plain(method):
-            color = shades[method.strength]
-        else:
-            color = _OTHER_COLORS[num_others % len(_OTHER_COLORS)]
-            num_others += 1
-        marker = _MARKERS[i % len(_MARKERS)]
-        styles[spell(method)] = {"color": color, "marker": marker}
-    return styles
 
 
-def _rank(method):
-    return method.regularizer != "istar", method.strength or 0.0, spell(method)
-
-
-def _shades(strengths, colormap):
-    depths = np.linspace(0.9, 0.45, len(strengths))
-    colors = map(tuple, colormaps[colormap](depths))
-    return dict(zip(strengths, colors, strict=True))
+def _shades(colormap, count):
+    return map(tuple, colormaps[colormap](np.linspace(0.9, 0.45, count)))

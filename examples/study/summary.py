@@ -65,8 +65,8 @@ def _png(figure):
 
 
 def markdown(runs: pd.DataFrame, table: pd.DataFrame, records: Records) -> str:
-    """Sentences, a table for each setting, and the runs that failed."""
-    lines = [f"- {text}" for text in comparison.sentences(runs, table)]
+    """The order of isotropy, a table for each setting, and failures."""
+    lines = [f"- {text}" for text in comparison.orders(runs)]
     for name, group in table.groupby("setting", sort=False):
         reference = comparison.baseline(group) or "none"
         lines += [

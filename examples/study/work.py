@@ -16,13 +16,15 @@ from study.result_folder import FORMAT
 from study.result_folder import Records
 from study.result_folder import ResultFolder
 
+Execute = Callable[[Run], dict[str, Any]]
+
 _PACKAGES = ("keras-istar", "keras", "keras-hub", "tensorflow")
 
 
 def work(
     runs: list[Run],
     folder: ResultFolder,
-    execute: Callable[[Run], dict[str, Any]],
+    execute: Execute,
     retry_before: str | None = None,
 ) -> None:
     """Does the runs that have no result and no other process is doing.

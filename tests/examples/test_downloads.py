@@ -1,7 +1,6 @@
 import hashlib
 import io
 import os
-import stat
 import subprocess
 import sys
 import tarfile
@@ -41,17 +40,13 @@ def write_wheel(folder, files):
     return path
 
 
-def tar_gz(files, links=()):
+def tar_gz(files):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-        for name, target in links:
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = tarfile.SYMTYPE, target
-            tar.addfile(member)
     return buffer.getvalue()
 
 
@@ -125,19 +120,14 @@ def test_fetch_reads_archives_in_source_archives_offline(tmp_path):
     assert contents(downloads.fetch(toy)) == {"a.txt": TEXT}
 
 
-def test_fetch_refuses_an_archive_with_another_hash(toy, wheel, cache):
+def test_fetch_refuses_another_hash(toy, wheel, cache):
     wrong = toy._replace(sha256=sha256(b"another"))
-    with pytest.raises(UserError, match="hash of toy==1.0 does not match"):
-        downloads.fetch(wrong)
-    with pytest.raises(UserError, match="hash of toy==1.0 does not match"):
-        downloads.fetch(wrong, pip=copying_pip(wheel))
-    assert contents(cache / "toy-1.0") == {}
-
-
-def test_fetch_refuses_a_file_with_another_hash(wheel, cache):
-    toy = package(wheel, a=("toy/a.txt", TEXT), b=("toy/deep/b.bin", b"other"))
+    for pip in ({}, {"pip": copying_pip(wheel)}):
+        with pytest.raises(UserError, match="hash of toy==1.0 does not match"):
+            downloads.fetch(wrong, **pip)
+    wrong = package(wheel, a=("toy/a.txt", TEXT), b=("toy/deep/b.bin", b"no"))
     with pytest.raises(UserError, match="hash of toy/deep/b.bin in toy-1.0"):
-        downloads.fetch(toy)
+        downloads.fetch(wrong)
     assert contents(cache / "toy-1.0") == {}
 
 
@@ -152,67 +142,43 @@ def test_fetch_says_why_pip_failed():
     )
 
 
-@pytest.mark.parametrize("name", ["toy/missing.txt", "toy/link.txt"])
-def test_fetch_refuses_links_and_missing_files(name, tmp_path, cache):
-    secret = tmp_path / "secret.txt"
-    secret.write_bytes(TEXT)
-    archive = tmp_path / "toy-1.0.tar.gz"
-    archive.write_bytes(
-        tar_gz({"../../evil.txt": b"!"}, links=[("toy/link.txt", str(secret))])
-    )
-    toy = package(archive, a=(name, TEXT))
-    with pytest.raises(UserError, match=Path(name).name):
-        downloads.fetch(toy, pip=copying_pip(archive))
-    assert contents(cache / "toy-1.0") == {}
-    assert not list(tmp_path.rglob("evil.txt"))
+KINDS = ["SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE", "DIRTYPE"]
 
 
-@pytest.mark.parametrize(
-    "kind", ["SYMTYPE", "LNKTYPE", "CHRTYPE", "BLKTYPE", "FIFOTYPE", "DIRTYPE"]
-)
+@pytest.mark.parametrize("kind", [*KINDS, None])
 def test_fetch_refuses_what_is_no_plain_file(kind, tmp_path, cache):
     secret = tmp_path / "secret.txt"
     secret.write_bytes(TEXT)
-    odd = tarfile.TarInfo("toy/odd.txt")
-    odd.type, odd.linkname = getattr(tarfile, kind), str(secret)
     archive = tmp_path / "toy-1.0.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
-        tar.addfile(odd)
+        if kind is not None:
+            odd = tarfile.TarInfo("toy/odd.txt")
+            odd.type, odd.linkname = getattr(tarfile, kind), str(secret)
+            tar.addfile(odd)
     toy = package(archive, a=("toy/odd.txt", TEXT))
-    with pytest.raises(UserError, match="odd.txt .* is not a plain file"):
+    reason = "odd.txt" if kind is None else "odd.txt .* is not a plain file"
+    with pytest.raises(UserError, match=reason):
         downloads.fetch(toy, pip=copying_pip(archive))
     assert contents(cache / "toy-1.0") == {}
 
 
-@pytest.mark.parametrize("write", [write_wheel, "tar"])
+@pytest.mark.parametrize("is_tar", [True, False])
 @pytest.mark.parametrize(
     "path", ["/{}/evil.txt", "../../evil.txt", "toy/../../../evil.txt"]
 )
-def test_files_of_any_path_stay_in_the_folder(write, path, tmp_path, cache):
+def test_files_of_any_path_stay_in_the_folder(is_tar, path, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     path = path.format(str(outside).lstrip("/"))
     archive = tmp_path / "toy-1.0.tar.gz"
-    if write == "tar":
+    if is_tar:
         archive.write_bytes(tar_gz({path: TEXT}))
     else:
-        archive = write(tmp_path, {path: TEXT})
+        archive = write_wheel(tmp_path, {path: TEXT})
     toy = package(archive, a=(path, TEXT))
     folder = downloads.fetch(toy, pip=copying_pip(archive))
     assert contents(folder) == {"evil.txt": TEXT}
     assert list(tmp_path.rglob("evil.txt")) == [folder / "evil.txt"]
-
-
-def test_links_in_zip_archives_are_read_as_text(tmp_path, cache):
-    link = zipfile.ZipInfo("toy/link.txt")
-    link.external_attr = (stat.S_IFLNK | 0o777) << 16
-    archive = tmp_path / "toy-1.0.zip"
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(link, str(tmp_path / "secret.txt"))
-    toy = package(archive, a=("toy/link.txt", TEXT))
-    with pytest.raises(UserError, match="hash of toy/link.txt in toy-1.0.zip"):
-        downloads.fetch(toy, pip=copying_pip(archive))
-    assert contents(cache / "toy-1.0") == {}
 
 
 @pytest.mark.parametrize("path", ["..", "toy/..", "", "/"])
@@ -270,12 +236,13 @@ def test_fetch_reports_a_cache_that_cannot_be_written(toy, tmp_path, cache):
 
 
 def test_cache_folder_follows_the_user_s_settings(monkeypatch, tmp_path):
-    assert downloads.cache_folder() == tmp_path / "cache"
-    monkeypatch.delenv("KERAS_ISTAR_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert downloads.cache_folder() == tmp_path / "xdg" / "keras_istar"
-    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert (
-        downloads.cache_folder() == tmp_path / "home" / ".cache" / "keras_istar"
-    )
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    for variable, expected in (
+        (None, tmp_path / "cache"),
+        ("KERAS_ISTAR_CACHE", tmp_path / "xdg" / "keras_istar"),
+        ("XDG_CACHE_HOME", tmp_path / "home" / ".cache" / "keras_istar"),
+    ):
+        if variable is not None:
+            monkeypatch.delenv(variable)
+        assert downloads.cache_folder() == expected

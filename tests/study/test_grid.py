@@ -11,6 +11,7 @@ from finetuning.command_line import UserError
 from finetuning.settings import Method
 from study import __main__ as program
 from study import grid
+from study.options import Options
 
 EXAMPLES = Path(program.__file__).parents[1]
 METHODS = ("none", "istar:-1", "istar:1,shrinkage=0.8", "cosreg:1", "isobn")
@@ -20,7 +21,7 @@ def make_runs(**options):
     if "regularizers" in options:
         methods = map(grid.parse_method, options["regularizers"])
         options["regularizers"] = tuple(methods)
-    return program.Options(output="x", **options).runs
+    return Options(output="x", **options).runs
 
 
 @pytest.mark.parametrize(

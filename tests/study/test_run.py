@@ -16,6 +16,8 @@ from finetuning.command_line import UserError
 from finetuning.data import Examples
 from finetuning.data import TextData
 from study import __main__ as program
+from study.grid import parse_method
+from study.options import Options
 
 pytestmark = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
@@ -58,8 +60,8 @@ def make_run(preset):
     def make(spec, task="sst2", **options):
         defaults = dict(preset=preset, sequence_length=12, limit=32, epochs=2)
         defaults |= dict(batch_size=8, measured_texts=20, learning_rate=0.01)
-        method = program.grid.parse_method(spec)
-        (run,) = program.Options(
+        method = parse_method(spec)
+        (run,) = Options(
             output="x",
             tasks=(task,),
             seeds=1,
@@ -75,7 +77,38 @@ def make_run(preset):
 
 
 @pytest.fixture(scope="module")
-def execute(tasks):
+def starts():
+    """By run, what the training of everything has started with."""
+    from finetuning import recipe
+
+    found = {}
+    fit = recipe.fit
+
+    def recorded(task, train, batches, settings, seed, *arguments):
+        inner = {id(weight) for weight in task.backbone.weights}
+        batch_ids = [
+            x["token_ids"] for x, _ in batches.for_training(train, seed)
+        ]
+        seeds = [
+            variable
+            for variable in task.variables
+            if "seed" in variable.path and "istar" not in variable.path
+        ]
+        shared = [*task.backbone.trainable_weights, *seeds, *batch_ids]
+        head = [w for w in task.trainable_weights if id(w) not in inner]
+        found[len(found)] = (
+            [np.asarray(x) for x in shared],
+            [np.asarray(x) for x in head],
+        )
+        return fit(task, train, batches, settings, seed, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "fit", recorded)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def execute(tasks, starts):
     """Function that does a run."""
     from study import run as study_run
 
@@ -87,10 +120,23 @@ def without_times(figures):
     return {k: v for k, v in figures.items() if k != "seconds"}
 
 
-def test_a_record_fits_into_json_and_says_how_it_was_made(execute, make_run):
-    record = json.loads(
-        json.dumps(execute(make_run("istar:1")), allow_nan=False)
-    )
+def test_methods_of_a_seed_start_alike(execute, starts, make_run):
+    starts.clear()
+    specs = ["istar:1", "none", "isobn"]
+    records = [execute(make_run(spec)) for spec in specs]
+    shared, head = zip(*starts.values(), strict=True)
+    assert len(shared[0]) > 30 and len(head[0]) > 1
+    for i, spec in enumerate(specs):
+        assert len(shared[i]) == len(shared[0]), spec
+        assert all(map(np.array_equal, shared[i], shared[0])), spec
+        is_same = all(map(np.array_equal, head[i], head[0]))
+        assert is_same == (spec != "isobn"), spec
+    assert records[0]["test"]["head"] == records[1]["test"]["head"]
+    assert records[0]["epochs"] != records[1]["epochs"]
+    check_record(json.loads(json.dumps(records[0], allow_nan=False)))
+
+
+def check_record(record):
     assert record["examples"] == {
         "train": 32,
         "validation": 16,
@@ -106,48 +152,7 @@ def test_a_record_fits_into_json_and_says_how_it_was_made(execute, make_run):
     assert "twonn_dimension" in record["isotropy"]["after"]["union"]
 
 
-def test_methods_of_a_seed_start_alike_and_only_then_differ(
-    execute, make_run, monkeypatch
-):
-    """A layer of strength 0 changes nothing, so `none` is a plain training."""
-    from finetuning import recipe
-
-    starts, heads = {}, {}
-    fit = recipe.fit
-
-    def recorded(task, train, batches, settings, seed, *arguments):
-        name = len(starts)
-        encoder = task.backbone.trainable_weights
-        seeds = [
-            x.numpy()
-            for x in task.variables
-            if "seed" in x.path and "istar" not in x.path
-        ]
-        data = [
-            x["token_ids"].numpy() for x, _ in batches.for_training(train, seed)
-        ]
-        starts[name] = [*(w.numpy() for w in encoder), *seeds, *data]
-        inner = {id(weight) for weight in encoder}
-        heads[name] = [
-            w.numpy() for w in task.trainable_weights if id(w) not in inner
-        ]
-        return fit(task, train, batches, settings, seed, *arguments)
-
-    monkeypatch.setattr(recipe, "fit", recorded)
-    specs = ["none", "istar:0", "cosreg:1", "isobn"]
-    figures = [execute(make_run(spec, epochs=1)) for spec in specs]
-    assert len(starts[0]) > 30
-    for number, spec in enumerate(specs[1:], start=1):
-        assert len(starts[number]) == len(starts[0]), spec
-        assert all(map(np.array_equal, starts[number], starts[0])), spec
-        assert len(heads[number]) == len(heads[0]) > 1, spec
-        is_same = all(map(np.array_equal, heads[number], heads[0]))
-        assert is_same == (spec != "isobn"), spec
-    plain, zero, cosreg, _ = figures
-    assert without_times(plain) == without_times(zero)
-    assert plain["epochs"] != cosreg["epochs"]
-
-
+@pytest.mark.slow
 def test_strength_0_leaves_the_training_of_keras_alone(
     execute, make_run, monkeypatch
 ):

@@ -259,7 +259,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 ):
     work.work(runs[:3], ResultFolder(tmp_path), figures)
     before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
-    monkeypatch.setattr(program, "_make_runner", lambda *_: figures)
+    monkeypatch.setattr(program, "make_runner", lambda *_: figures)
     options = ["--output", str(tmp_path), "--seeds", "2"]
     with no_large_files(), pytest.raises(SystemExit) as caught:
         program.main([*options, "--regularizers", *METHODS])
