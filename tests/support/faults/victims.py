@@ -13,11 +13,11 @@ import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
-import downloads
 import keras
 import numpy as np
 import tensorflow as tf
 from backup import AtomicBackup
+from finetuning import downloads
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 

@@ -1,0 +1,1 @@
+"""What `finetune.py` and the study share: data, classifiers and one recipe."""
