@@ -15,6 +15,10 @@ nox.options.sessions = ["oldest", "newest"]
 
 
 PYTEST = ["python", "-m", "pytest", "-n", "2", "--dist", "loadfile"]
+QUICK = [
+    *("-m", "not (tpu or slow or processes)", "--hypothesis-profile=quick"),
+    *("tests/validation", "tests/score", "tests/layers", "tests/measure"),
+]
 
 
 @nox.session(python="3.11")
