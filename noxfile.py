@@ -35,13 +35,9 @@ def newest(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=True)
 def quick(session: nox.Session) -> None:
-    """Runs the tests of single functions and layers, in one process each."""
+    """Runs the short tests of functions, layers and `measure`."""
     session.install("-e", ".[test]")
-    folders = [
-        f"tests/{x}" for x in ("validation", "score", "layers", "measure")
-    ]
-    few = ["-m", "not (tpu or slow or processes)", "--hypothesis-profile=quick"]
-    session.run(*PYTEST, *few, *folders, *session.posargs)
+    session.run(*PYTEST, *QUICK, *session.posargs)
 
 
 def _test_all(session, resolution):
