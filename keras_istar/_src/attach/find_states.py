@@ -213,11 +213,16 @@ def _choose_together(root, prefix, items, layers, line):
                 for scope in found
                 for c in _choose_in(scope, stack, items, layers)
             ]
-    if named:
-        return [
-            _Chosen(scope, call, _output_at(call, items, layers), prefix[-1])
-            for scope, call in named
-        ]
+    several = [(s, call) for s, call in named if len(call.outputs) > 1]
+    if several and (not scopes or _output_at(several[0][1], items) is not None):
+        chosen = []
+        for scope, call in several:
+            output = _output_at(call, items)
+            if output is None:
+                raise _ambiguous_output(call, layers)
+            _check_state(scope, call, output)
+            chosen.append(_Chosen(scope, call, output, prefix[-1]))
+        return chosen
     raise _nothing_found(root, scopes, prefix, items, layers)
 
 
@@ -365,19 +370,17 @@ def _output_of(scope, call):
     if len(states) == 1:
         _check_state(scope, call, states[0])
         return states[0]
-    raise _ambiguous_output(call, repr(call.layer.name))
+    raise _ambiguous_output(call, call.layer.name)
 
 
-def _output_at(call, items, layers):
-    """Position of the output that was asked for by its key."""
+def _output_at(call, items):
+    """Position of the output that was asked for by its key, if it exists."""
     keys = keras_graph.output_keys(call.node)
     (item, *others) = [str(item) for item in items]
-    if others or item not in keys:
-        raise _ambiguous_output(call, repr(layers))
-    return keys.index(item)
+    return None if others or item not in keys else keys.index(item)
 
 
-def _ambiguous_output(call, received):
+def _ambiguous_output(call, layers):
     name = call.layer.name
     choices = [
         f"'{name}/{key}' {tuple(x.shape)}"
@@ -387,7 +390,7 @@ def _ambiguous_output(call, received):
     ]
     return ValueError(
         f"`layers` must say which of the outputs of {name!r}: "
-        f"{', '.join(choices)}. Received: layers={received}"
+        f"{', '.join(choices)}. Received: layers={layers!r:.200}"
     )
 
 
