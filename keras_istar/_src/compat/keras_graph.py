@@ -59,7 +59,7 @@ class InnerOutput(NamedTuple):
     Attributes:
         node: The node of the outer layer, in the graph of a model.
         layer: The inner layer.
-        index: Which of its calls within the node it is.
+        call_index: Which of its calls within the node it is.
         num_calls: How many there are.
         position: Which of its flattened outputs it is.
         tensor: A symbolic tensor of its own.
@@ -67,7 +67,7 @@ class InnerOutput(NamedTuple):
 
     node: Any
     layer: keras.layers.Layer
-    index: int
+    call_index: int
     num_calls: int
     position: int
     tensor: keras.KerasTensor
@@ -385,7 +385,7 @@ class _Shown:
     def __getattr__(self, name):
         return getattr(self.node.operation, name)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self):
         return type(self.node.operation)
 
@@ -395,7 +395,7 @@ def _found(recorder, inner):
     calls = recorder.calls_of(inner.layer)
     if len(calls) != inner.num_calls:
         return None
-    return calls[inner.index][inner.position]
+    return calls[inner.call_index][inner.position]
 
 
 def _own_node(node):
