@@ -13,7 +13,6 @@ from keras_istar._src.attach.find_states import Layers
 from keras_istar._src.attach.padding import Mask
 from keras_istar._src.compat import keras_data
 from keras_istar._src.compat import keras_graph
-from keras_istar._src.compat.distribution import strategy_scope
 from keras_istar._src.layers.base import HiddenStateRegularization
 from keras_istar._src.measure import running_statistics
 from keras_istar._src.measure.measures import choose
@@ -200,18 +199,8 @@ def _shown(
             f"Received: layers={layers!r:.200}, mask={mask!r:.200}"
         )
     if not held[0].built:
-        inputs, _ = keras_data.preprocessed(model, data, batch_size)
-        with strategy_scope(model):
-            model(_first_examples(inputs), training=False)
+        keras_data.run_once(model, data, batch_size)
     yield held[0]
-
-
-def _first_examples(data):
-    """One batch of a dataset, or the first of the examples in arrays."""
-    if keras_data.count_examples(data) is None:
-        batch = next(iter(data))
-        return batch[0] if isinstance(batch, tuple) else batch
-    return keras.tree.map_structure(lambda x: x[:1], data)
 
 
 def _check_states(states: dict[str, TokenStatistics]) -> None:
