@@ -14,26 +14,33 @@ nox.options.default_venv_backend = "uv"
 nox.options.sessions = ["oldest", "newest"]
 
 
+PYTEST = ["python", "-m", "pytest", "-n", "2", "--dist", "loadfile"]
+QUICK = [
+    *("-m", "not (tpu or slow or processes)", "--hypothesis-profile=quick"),
+    *("tests/validation", "tests/score", "tests/layers", "tests/measure"),
+]
+
+
 @nox.session(python="3.11")
 def oldest(session: nox.Session) -> None:
     """Runs all tests, slow ones too, on the lower bounds."""
-    _test(session, "lowest-direct", "not tpu")
+    _test_all(session, "lowest-direct")
 
 
 @nox.session
 def newest(session: nox.Session) -> None:
     """Runs all tests, slow ones too, on the newest of everything."""
-    _test(session, "highest", "not tpu")
+    _test_all(session, "highest")
 
 
 @nox.session(reuse_venv=True)
 def quick(session: nox.Session) -> None:
-    """Runs the tests that need neither long fits nor other processes."""
-    _test(session, "highest", "quick")
+    """Runs the short tests of functions, layers and `measure`."""
+    session.install("-e", ".[test]")
+    session.run(*PYTEST, *QUICK, *session.posargs)
 
 
-def _test(session, resolution, markers):
+def _test_all(session, resolution):
     session.install("--resolution", resolution, "-e", ".[test]")
-    pytest = ["python", "-m", "pytest", "-n", "2", "-m", markers]
-    session.run(*pytest, *session.posargs)
+    session.run(*PYTEST, "-m", "not tpu", *session.posargs)
     session.run("python", "-m", "pytest", "--doctest-modules", "keras_istar")

@@ -14,16 +14,21 @@ from vocabulary import VOCABULARY
 BACKEND = keras.backend.backend()
 
 
-# The same examples every time, but with `--hypothesis-profile random`.
+# The same examples every time, but with `--hypothesis-profile random`; few of
+# them with `--hypothesis-profile quick`.
 hypothesis.settings.register_profile(
     "random",
     deadline=None,
     derandomize=False,
+    max_examples=1000,  # Tests that take fewer say so.
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.register_profile(
     "fixed", hypothesis.settings.get_profile("random"), derandomize=True
+)
+hypothesis.settings.register_profile(
+    "quick", hypothesis.settings.get_profile("fixed"), max_examples=15
 )
 hypothesis.settings.load_profile("fixed")
 

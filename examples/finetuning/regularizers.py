@@ -109,9 +109,5 @@ def detach(task: keras.Model, layer: keras.layers.Layer | None) -> None:
         task: The classifier, to which something is attached.
         layer: What `attach` has returned for it.
     """
-    if isinstance(layer, keras_istar.IsotropicBatchNormalization):
-        # x ↦ (θ∘x) W is x ↦ x (diag(θ) W), and dropout in between commutes.
-        *_, head = (x for x in task.layers if isinstance(x, keras.layers.Dense))
-        scale = keras.ops.cast(layer.scale(), head.kernel.dtype)
-        head.kernel.assign(scale[:, None] * head.kernel)
-    keras_istar.detach(task)
+    is_scaled = isinstance(layer, keras_istar.IsotropicBatchNormalization)
+    keras_istar.detach(task, fold=is_scaled)

@@ -181,12 +181,12 @@ def test_nested_inputs(pandas, rng, kind, frames):
 
 
 def test_an_input_that_is_not_there(rng):
-    model = _dense((2,), (1,), structure=lambda a, b: [{"a": a}, {"b": b}])
+    model = _dense((2,), (2,), structure=lambda a, b: [{"a": a}, {"b": b}])
     with pytest.raises(ValueError, match="one array for each of the 2 inputs"):
         keras_istar.measure(model, [{"a": np.ones((3, 2))}], "block")
     with pytest.raises(ValueError, match="`data` must be of one length"):
         keras_istar.measure(
-            model, [{"a": np.ones((3, 2))}, {"b": np.ones((4, 1))}], "block"
+            model, [{"a": np.ones((3, 2))}, {"b": np.ones((4, 2))}], "block"
         )
 
 

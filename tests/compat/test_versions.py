@@ -97,6 +97,7 @@ def test_packages_that_are_not_installed_pass(monkeypatch):
     check_versions()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     "change, said",
     [

@@ -215,3 +215,58 @@ def test_model_without_a_sentence_embedding():
         "`(batch, dim)`, or `layers` must name the layer that returns it. "
         "Received: model='tokens'"
     )
+
+
+def folding_model(head=None, dropout=0.3):
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(5, activation="tanh", name="pooled")(inputs)
+    dropped = keras.layers.Dropout(dropout)(hidden)
+    head = head or keras.layers.Dense(3, name="head")
+    return keras.Model(inputs, head(dropped))
+
+
+def trained_with_isobn(model, rng):
+    layer = keras_istar.IsotropicBatchNormalization()
+    keras_istar.attach_regularizer(model, layer, "pooled")
+    model.compile("sgd", "mse")
+    x = rng.normal(size=(64, 6)).astype("float32") * [9, 1, 1, 1, 1, 0.1]
+    model.fit(x, np.zeros((64, 3)), verbose=0)
+    return x
+
+
+def test_folded_models_answer_as_before(rng):
+    model = folding_model()
+    names = [layer.name for layer in model.layers]
+    x = trained_with_isobn(model, rng)
+    before = model.predict(x, verbose=0)
+    keras_istar.detach(model, fold=True)
+    after = model.predict(x, verbose=0)
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6)
+    assert [layer.name for layer in model.layers] == names
+
+
+def test_detaching_without_folding_drops_the_scaling(rng):
+    model = folding_model()
+    x = trained_with_isobn(model, rng)
+    before = model.predict(x, verbose=0)
+    keras_istar.detach(model)
+    assert np.max(np.abs(model.predict(x, verbose=0) - before)) > 1e-3
+
+
+@pytest.mark.parametrize("case", ["activation", "lora", "nothing"])
+def test_what_cannot_be_folded_is_refused(rng, case):
+    if case == "activation":
+        model = folding_model(keras.layers.Activation("relu"))
+        keras_istar.attach_regularizer(
+            model, keras_istar.IsotropicBatchNormalization(), "pooled"
+        )
+    elif case == "lora":
+        model = folding_model()
+        trained_with_isobn(model, rng)
+        model.get_layer("head").enable_lora(2)
+    else:
+        model = folding_model()
+        keras_istar.attach(model, "pooled")
+    with pytest.raises(ValueError, match="`fold` needs"):
+        keras_istar.detach(model, fold=True)
+    keras_istar.detach(model)  # It is still attached.

@@ -6,9 +6,12 @@ import oracle
 import pytest
 from workers.launch import run_workers
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="needs tf.distribute"
-)
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(
+        keras.backend.backend() != "tensorflow", reason="needs tf.distribute"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,8 @@ import pytest
 
 from keras_istar._src.measure.measure import measure
 
+pytestmark = pytest.mark.filterwarnings("ignore:Your input ran out of data")
+
 
 def two_layers(dim=4):
     """Layers `good` and `bad`; `bad` makes NaN of inputs below zero."""

@@ -32,9 +32,9 @@ COUNTS = []
 
 
 def examples(count):
-    """Runs a test on `count` examples."""
+    """Runs a test on `count` examples, or on fewer if the profile says so."""
     COUNTS.append(count)
-    return settings(max_examples=count)
+    return settings(max_examples=min(count, settings.default.max_examples))
 
 
 def _eps(dtype):

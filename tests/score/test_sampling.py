@@ -271,6 +271,7 @@ def drawn_on_replicas(tmp_path_factory):
     return run_worker(folder, "sampled", 40, 2500)
 
 
+@pytest.mark.processes
 def test_covariance_of_replicas_is_unbiased(drawn_on_replicas):
     drawn = drawn_on_replicas["covariances"].astype("float64")
     expected = oracle.covariance(drawn_on_replicas["tokens"].reshape(-1, 3))
@@ -280,6 +281,7 @@ def test_covariance_of_replicas_is_unbiased(drawn_on_replicas):
     assert np.all(np.abs(drawn.mean(axis=0) - expected) < 4.5 * error)
 
 
+@pytest.mark.processes
 def test_every_replica_draws_for_itself(drawn_on_replicas):
     first, second = np.moveaxis(drawn_on_replicas["drawn"], 1, 0)
     assert np.all(first.sum(axis=-1) == 5)

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
+from keras import ops
 
+from keras_istar._src import validation
 from keras_istar._src.attach.find_states import HiddenStates
 from keras_istar._src.attach.find_states import Layers
 from keras_istar._src.attach.find_states import check_functional
@@ -320,14 +322,21 @@ def _regularizers(model):
     ]
 
 
-def detach(model: keras.Model) -> None:
+def detach(model: keras.Model, fold: bool = False) -> None:
     """Undoes `attach`: the model is exactly what it was before.
 
     Args:
         model: The model given to `attach`, or one that contains it.
+        fold: Whether the scaling of an attached `IsotropicBatchNormalization`
+            becomes part of the `Dense` layers that take the scaled embedding,
+            so that the model answers as it does now. Otherwise the scaling is
+            gone with the layer.
 
     Raises:
-        ValueError: If nothing is attached to `model`.
+        ValueError: If nothing is attached to `model`; or if `fold` is asked
+            for, and no `IsotropicBatchNormalization` is attached, or a layer
+            that takes the scaled embedding is not a plain `Dense` layer. The
+            model is then left as it was.
 
     Example:
 
@@ -340,6 +349,7 @@ def detach(model: keras.Model) -> None:
     0
     """
     check_functional(model)
+    validation.check_bool("fold", fold)
     with keras_graph.graph_lock:
         regularizers = _regularizers(model)
         is_normalized = keras_graph.inserted_layer(model) is not None
@@ -348,6 +358,8 @@ def detach(model: keras.Model) -> None:
                 "`model` must have been attached before. "
                 f"Received: model={model.name!r}"
             )
+        if fold:
+            _fold(model)
         for nested, name in regularizers:
             keras_graph.detach_layer(nested, name)
         if is_normalized:
@@ -355,6 +367,53 @@ def detach(model: keras.Model) -> None:
         for nested in keras_graph.nested_models(model):
             jax_trainer.unhook(nested)
         keras_graph.forget_traces(model)
+
+
+def _fold(model):
+    """Moves the scaling θ of IsoBN into the kernels of the layers after it.
+
+    x ↦ (θ∘x) W is x ↦ x (diag(θ) W), and dropout in between commutes.
+    """
+    name = keras_graph.inserted_layer(model)
+    if name is None:
+        raise ValueError(
+            "`fold` needs a model with an `IsotropicBatchNormalization`. "
+            f"Received: fold=True, model={model.name!r}"
+        )
+    normalization = getattr(model, name)
+    heads = _heads_after(keras_graph.nodes(model), normalization)
+    for head in heads:
+        is_plain = type(head) is keras.layers.Dense and not (
+            head.lora_enabled or head.quantization_mode
+        )
+        calls = [
+            node for node in keras_graph.nodes(model) if node.operation is head
+        ]
+        if not is_plain or len(calls) > 1:
+            raise ValueError(
+                "`fold` needs plain `Dense` layers, each called once, after "
+                f"the `IsotropicBatchNormalization`. Received: {head.name!r} "
+                f"of type {type(head).__name__}, called {len(calls)} times"
+            )
+    for head in heads:
+        scale = ops.cast(normalization.scale(), head.kernel.dtype)
+        head.kernel.assign(scale[:, None] * head.kernel)
+
+
+def _heads_after(nodes, layer):
+    """Layers that take what `layer` returns, after dropout."""
+    outputs = {
+        id(x) for node in nodes if node.operation is layer for x in node.outputs
+    }
+    heads = []
+    for node in nodes:
+        if outputs.isdisjoint(id(x) for x in node.input_tensors):
+            continue
+        if isinstance(node.operation, keras.layers.Dropout):
+            heads += _heads_after(nodes, node.operation)
+        else:
+            heads.append(node.operation)
+    return heads
 
 
 @contextlib.contextmanager

@@ -152,13 +152,12 @@ class IStarCallback(keras.callbacks.Callback):
     def __deepcopy__(self, memo: dict[int, Any]) -> "IStarCallback":
         # No `tf.data` dataset can be copied. A copy shares `data`, which is
         # only read, and gets its model and pass from the `fit` it is for.
+        own: dict[str, Any] = dict.fromkeys(["_model", "_pass", "_dashboard"])
         copied = copy.copy(self)
-        memo[id(self)] = copied
-        memo[id(self.data)] = self.data
-        copied.set_model(None)
-        copied._pass = copied._dashboard = None
-        vars(copied).update(copy.deepcopy(vars(copied), memo))
-        copied._dashboard = copied._make_dashboard()
+        memo |= {id(self): copied, id(self.data): self.data}
+        shared = {k: v for k, v in vars(self).items() if k not in own}
+        own["_dashboard"] = self._make_dashboard()
+        copied.__dict__.update(copy.deepcopy(shared, memo) | own)
         return copied
 
     def set_model(self, model: keras.Model) -> None:

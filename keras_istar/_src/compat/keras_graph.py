@@ -246,12 +246,14 @@ def parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 def lists_of(layer: keras.layers.Layer) -> list[list[Any]]:
     """What the lists, tuples and dicts hold that are attributes of `layer`."""
+    # The lists of Keras and of its backends hold all layers there are.
+    of_any_layer = vars(keras.layers.Layer())
     return [
         list(x.values()) if isinstance(x, dict) else list(x)
         for name, x in vars(layer).items()
         if isinstance(x, (list, tuple, dict))
-        # Keras and PyTorch list all layers there are.
-        and name not in ("_layers", "_modules")
+        and name not in of_any_layer
+        and not name.startswith("_self_")
     ]
 
 

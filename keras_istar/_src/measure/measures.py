@@ -47,12 +47,17 @@ class Column(NamedTuple):
     """A number of a measure, as reports show it.
 
     Attributes:
-        heading: Text above it in a printed report.
+        heading: Text above it in a printed report, as short as can be.
         format: How to print it, as `format` takes it.
+        title: Its name on a page.
+        meaning: What it says in one sentence. May name `dim`, `shrinkage`,
+            `shrinkage_target` and `sample` in braces.
     """
 
     heading: str
     format: str
+    title: str
+    meaning: str
 
 
 class Measure(NamedTuple):
@@ -233,33 +238,85 @@ _DIMENSION = ".1f"
 
 MEASURES = {
     "isoscore": Measure(
-        {"isoscore": Column("IsoScore", _SCORE)},
+        {
+            "isoscore": Column(
+                "IsoScore",
+                _SCORE,
+                "IsoScore",
+                "How evenly the cloud of tokens fills its dimensions: 0 is "
+                "a line, 1 is the same width in every direction.",
+            )
+        },
         lambda tokens: (isoscore(tokens.covariance),),
         "IsoScore, (tr(Σ)²/‖Σ‖_F² − 1)/(dim − 1), from 0 to 1 "
         "(Rudman et al. 2022)",
     ),
     "isoscore_star": Measure(
-        {"isoscore_star": Column("IsoScore*", _SCORE)},
+        {
+            "isoscore_star": Column(
+                "IsoScore*",
+                _SCORE,
+                "IsoScore*",
+                "IsoScore after {shrinkage:.0%} of the covariance is "
+                "replaced by {shrinkage_target}, which steadies it where "
+                "tokens are few.",
+            )
+        },
         lambda tokens: (isoscore(tokens.shrunk),),
         "IsoScore of (1 − ζ) Σ + ζ Σ_S (Rudman and Eickhoff 2024)",
     ),
     "participation_ratio": Measure(
-        {"participation_ratio": Column("part.ratio", _DIMENSION)},
+        {
+            "participation_ratio": Column(
+                "part.ratio",
+                _DIMENSION,
+                "Participation ratio",
+                "How many directions share the variance, (Σλ)²/Σλ²: from 1 "
+                "to {dim}.",
+            )
+        },
         lambda tokens: (participation_ratio(tokens.covariance),),
         "(Σλ)²/Σλ², how many directions are in use, from 1 to dim",
     ),
     "effective_rank": Measure(
-        {"effective_rank": Column("eff.rank", _DIMENSION)},
+        {
+            "effective_rank": Column(
+                "eff.rank",
+                _DIMENSION,
+                "Effective rank",
+                "How many directions share the variance, by the entropy of "
+                "the spectrum, which gives narrow directions more weight: "
+                "from 1 to {dim}.",
+            )
+        },
         lambda tokens: (effective_rank(tokens.covariance),),
         "exp of the entropy of λ/Σλ, from 1 to dim (Roy and Vetterli 2007)",
     ),
     "average_cosine": Measure(
-        {"average_cosine": Column("cosine", _SCORE)},
+        {
+            "average_cosine": Column(
+                "cosine",
+                _SCORE,
+                "Average cosine",
+                "Mean cosine of the angle between two different tokens: 0 "
+                "where no direction is preferred, 1 where all point the "
+                "same way.",
+            )
+        },
         lambda tokens: (average_cosine(tokens),),
         "mean cosine of all pairs of different tokens, exactly, from −1 to 1",
     ),
     "partition_isotropy": Measure(
-        {"partition_isotropy": Column("partition", _SCORE)},
+        {
+            "partition_isotropy": Column(
+                "partition",
+                _SCORE,
+                "Partition isotropy",
+                "Smallest over largest partition function along the "
+                "principal directions: 1 is isotropic. From a sample of "
+                "{sample} tokens.",
+            )
+        },
         lambda tokens: (
             partition_isotropy(tokens.sample),
             len(tokens.sample),
@@ -269,23 +326,53 @@ MEASURES = {
         sample_column="partition_tokens",
     ),
     "top_variance": Measure(
-        {f"top_{top}_variance": Column(f"top {top}", _SCORE) for top in _TOP},
+        {
+            f"top_{top}_variance": Column(
+                f"top {top}",
+                _SCORE,
+                f"Top {top}",
+                f"Share of the {top} widest in the variance of all dimensions.",
+            )
+            for top in _TOP
+        },
         lambda tokens: top_variance_shares(np.diag(tokens.covariance)),
         "share of the 1, 3 and 10 widest dimensions in the total variance",
     ),
     "outliers": Measure(
-        {"outliers": Column("outliers", ".0f")},
+        {
+            "outliers": Column(
+                "outliers",
+                ".0f",
+                "Outliers",
+                "Number of dimensions with over 5 times the average variance.",
+            )
+        },
         lambda tokens: (len(outlier_dimensions(np.diag(tokens.covariance))),),
         "number of dimensions with over 5 times the average variance "
         "(Rudman, Chen and Eickhoff 2023)",
     ),
     "mean_norm": Measure(
-        {"mean_norm": Column("norm", ".3g")},
+        {
+            "mean_norm": Column(
+                "norm",
+                ".3g",
+                "Mean norm",
+                "Mean length of a token's vector.",
+            )
+        },
         lambda tokens: (tokens.norm_sum / tokens.count,),
         "mean Euclidean norm of the tokens",
     ),
     "twonn": Measure(
-        {"twonn_dimension": Column("TwoNN", _DIMENSION)},
+        {
+            "twonn_dimension": Column(
+                "TwoNN",
+                _DIMENSION,
+                "TwoNN",
+                "Intrinsic dimension: how many numbers tell neighboring "
+                "tokens apart. From a sample of {sample} different tokens.",
+            )
+        },
         lambda tokens: twonn(tokens.sample),
         "intrinsic dimension of the distinct tokens of a sample (Facco et al. "
         "2017), by scikit-dimension; NaN for fewer than 10 of them",

@@ -221,16 +221,44 @@ class IsotropyReport:
 
         return plots.report_figure(self.rows)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes the report as JSON; `load` reads back the very same numbers.
+    def save(
+        self,
+        path: str | os.PathLike,
+        before: "IsotropyReport | None" = None,
+    ) -> None:
+        """Writes the report as JSON, or as a page if `path` ends in `.html`.
 
-        A file that is there already is replaced only when the new one is
+        `load` reads back the very same numbers from JSON. The page has
+        figures, tables and words, and needs no other file and no network. A
+        file that is there already is replaced only when the new one is
         complete.
 
         Args:
             path: File to write.
+            before: An earlier report that the page shows beside this one, with
+                the differences. For `.html` only.
+
+        Raises:
+            ValueError: If `path` is no path, or `before` is no report or is
+                given for another kind of file.
+            ImportError: If a package that the page needs is not installed.
         """
-        _write(path, asdict(self))
+        is_page = validation.check_path("path", path).endswith(".html")
+        if before is None:
+            reports = [self]
+        elif is_page and isinstance(before, IsotropyReport):
+            reports = [before, self]
+        else:
+            raise ValueError(
+                "`before` must be an `IsotropyReport`, and `path` then end in "
+                f".html. Received: before={before!r:.200}, path={path!r}"
+            )
+        if is_page:
+            from keras_istar._src.measure import report_page
+
+            _write_whole(path, report_page.render(reports))
+        else:
+            _write_whole(path, _to_json(asdict(self)))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "IsotropyReport":
@@ -343,28 +371,33 @@ def as_float64(tensor: Any) -> np.ndarray:
     return np.asarray(ops.convert_to_numpy(tensor), "float64")
 
 
-def _write(path: str | os.PathLike, content: dict[str, Any]) -> None:
-    """Writes `content`; whatever `path` holds stays if that fails.
+def _to_json(content: dict[str, Any]) -> str:
+    """The text of a file that `_read` reads.
 
     Floats are written with all their digits. JSON has no NaN: the numbers in
     `content["rows"][...]["values"]` may be NaN, and become null.
     """
     content = {"format": _FORMAT, "version": _VERSION, **content}
-    text = json.dumps(_without_nan(content), allow_nan=False, indent=1)
-    path = pathlib.Path(validation.check_path("path", path))
+    return json.dumps(_without_nan(content), allow_nan=False, indent=1)
+
+
+def _write_whole(path: str | os.PathLike, text: str) -> None:
+    """Writes a file; whatever `path` holds stays if that fails."""
+    path = pathlib.Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        # A name may hold bytes that are no text.
+        temporary.write_bytes(text.encode("utf-8", "replace"))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _read(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads what `write` has written.
+    """Reads what `_to_json` has made.
 
     Raises:
-        ValueError: If the file is none of `write`, or of a later version.
+        ValueError: If the file holds something else, or is of a later version.
     """
     path = validation.check_path("path", path)
     try:
