@@ -6,6 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_extensions")]
+MODELS = "supported_models.md"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras_istar  # noqa: E402
@@ -27,8 +28,6 @@ extensions = [
 myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
-# The page is written by a command, and may not have been yet.
-suppress_warnings = ["toc.empty_glob"]
 exclude_patterns = ["_build"]
 
 autodoc_member_order = "bysource"
@@ -39,7 +38,6 @@ napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_custom_sections = [
     ("Call arguments", "params_style"),
-    ("Call arguments of `update_state`", "params_style"),
     "Reference",
 ]
 
@@ -60,3 +58,14 @@ html_theme_options = {
     "show_prev_next": True,
     "footer_end": [],
 }
+
+
+def leave_out_missing_page(app, docname, source):
+    """Takes the page of models, which a command writes, out of the index."""
+    if docname == "index" and not (Path(app.srcdir) / MODELS).is_file():
+        source[0] = source[0].replace(f"\n{Path(MODELS).stem}\n", "\n")
+
+
+def setup(app):
+    """Connects what Sphinx calls."""
+    app.connect("source-read", leave_out_missing_page)

@@ -1,4 +1,4 @@
-"""Shows docstrings as Keras writes them: indented formulas stay as they are."""
+"""Reads docstrings as Keras writes them: indented formulas stay as they are."""
 
 import re
 
@@ -17,6 +17,8 @@ def keep_formulas(app, what, name, obj, options, lines):
     is_literal = False
     base = 0  # Indent of the last line outside of literal blocks.
     for number, line in enumerate(lines):
+        # Napoleon knows no heading with code in it.
+        line = re.sub(r"^Call arguments of `\w+`:$", "Call arguments:", line)
         if line.strip():
             before = [x for x in lines[:number] if x.strip()]
             follows_blank = number > 0 and not lines[number - 1].strip()
