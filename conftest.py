@@ -1,10 +1,22 @@
-"""What the examples in docstrings may use without an import."""
+"""What runs the examples in docstrings and in the documentation."""
 
 import keras
 import numpy as np
 import pytest
 
 import keras_istar
+
+try:
+    from sybil import Sybil
+    from sybil.parsers.myst import PythonCodeBlockParser
+    from sybil.parsers.myst import SkipParser
+except ImportError:  # Nothing is collected from Markdown then.
+    pass
+else:
+    pytest_collect_file = Sybil(
+        parsers=[PythonCodeBlockParser(), SkipParser()],
+        patterns=["README.md", "docs/*.md"],
+    ).pytest()
 
 # On JAX, a layer that is called by hand logs nothing.
 LOG_BY_HAND = (

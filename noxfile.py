@@ -44,3 +44,4 @@ def _test_all(session, resolution):
     session.install("--resolution", resolution, "-e", ".[test]")
     session.run(*PYTEST, "-m", "not tpu", *session.posargs)
     session.run("python", "-m", "pytest", "--doctest-modules", "keras_istar")
+    session.run("python", "-m", "pytest", "-rs", "docs", "README.md")

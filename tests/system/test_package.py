@@ -126,5 +126,6 @@ def test_readme_snippet_runs_as_pasted():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    scores = re.findall(r"isoscore_union: ([\d.]+)", done.stdout)
-    assert float(scores[-1]) > float(scores[0])
+    scores = re.findall(r"isoscore_block_2: ([\d.]+)", done.stdout)
+    assert float(scores[0]) == pytest.approx(0.29, abs=0.03)
+    assert float(scores[-1]) == pytest.approx(0.46, abs=0.03)
