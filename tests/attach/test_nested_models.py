@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import oracle
 import pytest
+from private_keras import all_layers
 
 import keras_istar
 
@@ -288,7 +289,7 @@ def test_sequential_models(x, tmp_path):
 
 def keras_istar_layers(model):
     kind = keras_istar.IStarRegularization
-    return [x for x in model._flatten_layers() if isinstance(x, kind)]
+    return [x for x in all_layers(model) if isinstance(x, kind)]
 
 
 def test_sequential_model_in_a_functional_one(x):

@@ -49,8 +49,8 @@ class IStarCallback(keras.callbacks.Callback):
 
     With `BackupAndRestore` a restarted run goes on with the Σ_S it had. Keras
     writes that backup in place: a run that is killed meanwhile may not start
-    again, or may repeat an epoch on newer weights. `AtomicBackup`, of
-    `examples/backup.py` in the repository, takes its place.
+    again, or may repeat an epoch on newer weights; `AtomicBackup` takes its
+    place.
 
     With `log_dir`, TensorBoard shows after every epoch, under "isotropy":
 

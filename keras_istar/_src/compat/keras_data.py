@@ -142,7 +142,7 @@ class _PreprocessedBatches(keras.utils.PyDataset):
         self._data = _map_leaves(data, _as_preprocessors_take)
 
     def __len__(self):
-        examples = count_examples(self._task, self._data)
+        examples = count_examples(self._task, self._data) or 0
         return -(-examples // self._batch_size)
 
     def __getitem__(self, index):
