@@ -29,6 +29,7 @@ MODULES = {
     "keras.src.models.functional": "Functional",
 }
 PYTORCH = {"_modules"}  # Looked up with a default.
+TENSORFLOW = {"_maybe_symbolic_build"}  # Models of the others have none.
 BUILT_IN = {*dir(dict), *dir(list)}
 
 
@@ -71,8 +72,16 @@ def test_keras_has_what_the_graph_surgery_relies_on():
             )
     listed = {name for _, names in things for name in names.split()}
     used = set(_names_relied_on(Path(keras_graph.__file__)))
-    assert used - listed - PYTORCH - BUILT_IN == set(), "to be listed above"
+    others = PYTORCH | TENSORFLOW | BUILT_IN
+    assert used - listed - others == set(), "to be listed above"
     assert listed - used == set(), "no longer relied on"
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="models of TensorFlow"
+)
+def test_models_of_tensorflow_have_what_passes_rely_on():
+    assert all(hasattr(keras.Model(), name) for name in TENSORFLOW)
 
 
 def test_outputs_are_at_depth_0():

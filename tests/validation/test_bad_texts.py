@@ -77,8 +77,8 @@ def measure(task, data):
 def fit(task, data):
     keras_istar.attach(task)
     task.compile("sgd", keras.losses.SparseCategoricalCrossentropy())
-    callback = keras_istar.IStarCallback(data, verbose=0)
     try:
+        callback = keras_istar.IStarCallback(data, verbose=0)
         task.fit(TEXTS, np.arange(4) % 2, verbose=0, callbacks=[callback])
     finally:
         keras_istar.detach(task)
