@@ -155,7 +155,7 @@ class IStarCallback(keras.callbacks.Callback):
         memo[id(self.data)] = self.data
         copied.set_model(None)
         copied._pass = copied._dashboard = None
-        vars(copied).update(copy.deepcopy(vars(copied), memo))
+        copied.__dict__.update(copy.deepcopy(copied.__dict__, memo))
         copied._dashboard = copied._make_dashboard()
         return copied
 
