@@ -2,6 +2,8 @@ import keras
 import numpy as np
 import oracle
 import pytest
+from private_keras import all_layers
+from private_keras import graph_of
 
 import keras_istar
 
@@ -61,17 +63,11 @@ def _states(model, x):
 
 def _snapshot(model):
     """All that attaching could leave behind."""
-    nodes = {
-        depth: list(nodes) for depth, nodes in model._nodes_by_depth.items()
-    }
-    links = [
-        (op, list(op._inbound_nodes), list(op._outbound_nodes))
-        for op in model.operations
-    ]
+    nodes, links = graph_of(model)
     return (
         model.get_config(),
         [id(weight) for weight in model.weights],
-        [id(layer) for layer in model._flatten_layers()],
+        [id(layer) for layer in all_layers(model)],
         nodes,
         links,
         list(model.operations),

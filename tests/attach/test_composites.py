@@ -15,6 +15,7 @@ from composites import Nested
 from composites import TwoFeedForwards
 from composites import explicit_model_of
 from composites import model_of
+from private_keras import remat_modes
 
 import keras_istar
 
@@ -204,7 +205,7 @@ def test_recomputed_blocks(x, whole):
     plain = model_of(Listed(name="encoder"))
     plain.set_weights(model.get_weights())
     encoder = model.get_layer("encoder")
-    modes = _modes(model)
+    modes = remat_modes(model)
     y = np.zeros((len(x), LENGTH, 1))
     histories = []
     for trained in (model, plain):
@@ -213,19 +214,15 @@ def test_recomputed_blocks(x, whole):
         histories.append(
             trained.fit(x, y, shuffle=False, verbose=0, epochs=2).history
         )
-    assert encoder._remat_mode is None
-    assert all(part._remat_mode is not None for part in encoder.blocks)
+    assert remat_modes(encoder)[0] is None
+    assert None not in [remat_modes(block)[0] for block in encoder.blocks]
     for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
     np.testing.assert_allclose(
         histories[0]["istar_penalty"], histories[1]["istar_penalty"], atol=1e-5
     )
     keras_istar.detach(model)
-    assert _modes(model) == modes
-
-
-def _modes(model):
-    return [part._remat_mode for part in model._flatten_layers()]
+    assert remat_modes(model) == modes
 
 
 def test_blocks_that_training_skips_are_said(x):

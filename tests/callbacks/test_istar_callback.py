@@ -235,7 +235,8 @@ def test_memory_does_not_depend_on_max_tokens(data):
         return numbers() - before
 
     # For each of two states: count, center, offset, scatter.
-    assert held(10) == held(10_000) == 2 * (1 + 4 + 4 + 16)
+    own = 2 * (1 + 4 + 4 + 16)
+    assert own <= held(10) == held(10_000) < own + 10  # Losses, of Keras.
 
 
 def test_fewer_points_are_said_once(data, capsys):
@@ -424,6 +425,7 @@ def test_tf_data(data, kind):
     _assert_covariance(layer, _clouds(model, data[0])["union"])
 
 
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @only_tensorflow
 def test_empty_dataset(data):
     model, _ = _model()

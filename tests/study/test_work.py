@@ -43,24 +43,17 @@ def results(folder):
     return records
 
 
-def test_results_are_sorted_whatever_the_order(runs, tmp_path):
-    for name, order in (("a", runs), ("b", runs[::-1])):
-        work.work(order, ResultFolder(tmp_path / name), figures)
-    assert results(tmp_path / "a") == results(tmp_path / "b")
-    assert [r["id"] for r in results(tmp_path / "a")] == [r.id for r in runs]
-
-
-def test_finished_runs_are_not_repeated(runs, tmp_path):
+def test_runs_are_done_once_and_results_sorted(runs, tmp_path):
     done = []
 
     def execute(run):
         done.append(run)
         return figures(run)
 
-    folder = ResultFolder(tmp_path)
-    work.work(runs[2:5], folder, execute)
-    work.work(runs, folder, execute)
-    assert done == runs[2:5] + runs[:2] + runs[5:]
+    for part in (runs[2:5][::-1], runs):
+        work.work(part, ResultFolder(tmp_path), execute)
+    assert done == runs[2:5][::-1] + runs[:2] + runs[5:]
+    assert [r["id"] for r in results(tmp_path)] == [run.id for run in runs]
 
 
 def test_failures_are_recorded_and_repeated_on_demand(runs, tmp_path, capsys):
@@ -91,10 +84,9 @@ def test_what_the_user_can_mend_is_not_recorded(runs, tmp_path):
     def fail(run):
         raise UserError("no such layer")
 
-    folder = ResultFolder(tmp_path)
     with pytest.raises(UserError, match="no such layer"):
-        work.work(runs, folder, fail)
-    assert folder.read() == {}
+        work.work(runs, ResultFolder(tmp_path), fail)
+    assert not list(tmp_path.glob("*.jsonl"))
 
 
 WORKER = """
@@ -226,68 +218,47 @@ def test_a_damaged_last_line_is_kept_and_its_run_repeated(
     assert list(ResultFolder(tmp_path).read()) == [run.id for run in runs]
 
 
-@pytest.mark.parametrize("is_first", [True, False])
-def test_of_two_lines_of_a_run_the_success_counts(is_first, runs, tmp_path):
+def test_of_two_lines_of_a_run_the_success_counts(runs, tmp_path):
     folder = ResultFolder(tmp_path)
     work.work(runs, folder, figures)
     file = tmp_path / "results.jsonl"
     lines = file.read_bytes().splitlines()
-    failed = lines[3].replace(b'"ok"', b'"failed"')
-    lines.insert(3 if is_first else 4, failed)
-    file.write_bytes(b"\n".join([*lines, lines[0]]))
+    failed = [line.replace(b'"ok"', b'"failed"') for line in lines]
+    file.write_bytes(b"\n".join([failed[3], *lines, failed[4], lines[0]]))
     assert [r["status"] for r in folder.read().values()] == ["ok"] * len(runs)
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def no_large_files():
     """Scope in which no file can grow above 100 bytes, as on a full disk."""
-
-    @contextlib.contextmanager
-    def scope():
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-    return scope
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.parametrize("options", [[], ["--summarise"]])
 def test_a_full_disk_is_one_line_and_loses_nothing(
-    runs, tmp_path, monkeypatch, capsys, no_large_files
+    options, runs, tmp_path, monkeypatch, capsys
 ):
-    work.work(runs[:3], ResultFolder(tmp_path), figures)
+    state = {"isoscore": 0.2, "isoscore_star": 0.3, "twonn_dimension": 5.0}
+    figures = {
+        "test": {"end": {"score": 0.5}},
+        "epochs": [{"isoscore_union": 0.2}],
+        "isotropy": {"after": {"layer_0": state, "union": state}},
+    }
+    work.work(runs[:3], ResultFolder(tmp_path), lambda run: figures)
+    (tmp_path / "summary.csv").write_text("old")
     before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
-    monkeypatch.setattr(program, "make_runner", lambda *_: figures)
-    options = ["--output", str(tmp_path), "--seeds", "2"]
+    monkeypatch.setattr(program, "make_runner", lambda *_: lambda run: figures)
+    options = [*options, "--output", str(tmp_path), "--seeds", "2"]
     with no_large_files(), pytest.raises(SystemExit) as caught:
         program.main([*options, "--regularizers", *METHODS])
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "File too large" in error
-    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
-
-
-def test_a_full_disk_keeps_the_old_summary(runs, tmp_path, no_large_files):
-    folder = ResultFolder(tmp_path)
-    (tmp_path / "summary.csv").write_text("old")
-
-    def execute(run):
-        union = {"isoscore": 0.2, "isoscore_star": 0.3, "twonn_dimension": 5.0}
-        states = {"layer_0": union, "union": union}
-        return {
-            "test": {"end": {"score": 0.5}},
-            "epochs": [{"isoscore_union": 0.2}],
-            "isotropy": {"after": states},
-        }
-
-    work.work(runs, folder, execute)
-    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
-    from study import summary
-
-    with no_large_files(), pytest.raises(UserError, match="File too large"):
-        summary.write(folder.read(), tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
 

@@ -219,7 +219,7 @@ def test_log_folder_that_cannot_be_made(data, tmp_path):
     callback = keras_istar.IStarCallback(
         data[0], verbose=0, log_dir=tmp_path / "file" / "logs"
     )
-    with pytest.warns(UserWarning, match="Not a directory") as caught:
+    with pytest.warns(UserWarning, match="not a directory") as caught:
         history = _fit(_model()[0], data, [callback], epochs=2)
     assert len(caught) == 1
     assert len(history["isoscore_union"]) == 2

@@ -230,7 +230,7 @@ def _attach_below(model, regularizer, layers, mask, line, undo):
 
 
 def _check_regularizer(regularizer, states):
-    dim = states.shapes[0][-1]
+    dim = states.dim
     if regularizer.built and regularizer.dim != dim:
         raise ValueError(
             f"`regularizer` must be new, or built for hidden states of width "
@@ -434,7 +434,7 @@ def probed(
         with keras_graph.graph_lock:
             line = "measure(model, data, {})"
             states = find_states(model, layers, mask, line)
-            probe = Probe(states.names, states.shapes[0][-1])
+            probe = Probe(states.names, states.dim)
             name = f"istar_probe_{id(probe)}"
             with strategy_scope(model):
                 _attach_layer(model, states, name, probe, undo)

@@ -50,6 +50,11 @@ class HiddenStates(NamedTuple):
         """The shape of each hidden state."""
         return list(self.attachment.shapes)
 
+    @property
+    def dim(self) -> int:
+        """Width of the hidden states."""
+        return int(self.shapes[0][-1] or 0)
+
 
 class _Chosen(NamedTuple):
     """A call, the output of it that is taken, and its name in logs."""
@@ -173,7 +178,7 @@ def _parse(layers):
             "`layers` must be 'all', an index, a name, or a list of indices "
             f"and names. Received: layers={layers!r:.200}"
         )
-    parsed = []
+    parsed: list[tuple[tuple[str, ...], int | str]] = []
     for item in items:
         if isinstance(item, bool) or not isinstance(item, (int, str)):
             raise ValueError(
@@ -213,11 +218,16 @@ def _choose_together(root, prefix, items, layers, line):
                 for scope in found
                 for c in _choose_in(scope, stack, items, layers)
             ]
-    if named:
-        return [
-            _Chosen(scope, call, _output_at(call, items, layers), prefix[-1])
-            for scope, call in named
-        ]
+    several = [(s, call) for s, call in named if len(call.outputs) > 1]
+    if several and (not scopes or _output_at(several[0][1], items) is not None):
+        chosen = []
+        for scope, call in several:
+            output = _output_at(call, items)
+            if output is None:
+                raise _ambiguous_output(call, layers)
+            _check_state(scope, call, output)
+            chosen.append(_Chosen(scope, call, output, prefix[-1]))
+        return chosen
     raise _nothing_found(root, scopes, prefix, items, layers)
 
 
@@ -228,7 +238,8 @@ def _scopes_at(root, prefix):
         A tuple: the calls of nested models; the names of composite layers in
         them; the calls of a layer that the last name may mean instead.
     """
-    scopes, stack, named = [root], (), []
+    scopes, named = [root], []
+    stack: tuple[str, ...] = ()
     for i, name in enumerate(prefix):
         is_last = i == len(prefix) - 1
         if is_last:
@@ -273,7 +284,7 @@ def _nearest(scopes, fits):
 
 def _outermost(scopes, fits):
     """Scopes that fit, none of them inside of another."""
-    found = []
+    found: list[Scope] = []
     for scope in scopes:
         found += [scope] if fits(scope) else _outermost(scope.scopes, fits)
     return found
@@ -291,7 +302,7 @@ def _choose_in(scope, stack, items, layers):
     calls = _calls_in(scope, stack)
     blocks = [call for call in calls if call.is_block]
     index_of = {id(call): i for i, call in enumerate(scope.blocks)}
-    chosen = {}
+    chosen: dict[int, _Chosen] = {}
     for item in items:
         if isinstance(item, int) or item == "all":
             _check_seen(scope)
@@ -365,19 +376,17 @@ def _output_of(scope, call):
     if len(states) == 1:
         _check_state(scope, call, states[0])
         return states[0]
-    raise _ambiguous_output(call, repr(call.layer.name))
+    raise _ambiguous_output(call, call.layer.name)
 
 
-def _output_at(call, items, layers):
-    """Position of the output that was asked for by its key."""
+def _output_at(call, items):
+    """Position of the output that was asked for by its key, if it exists."""
     keys = keras_graph.output_keys(call.node)
     (item, *others) = [str(item) for item in items]
-    if others or item not in keys:
-        raise _ambiguous_output(call, repr(layers))
-    return keys.index(item)
+    return None if others or item not in keys else keys.index(item)
 
 
-def _ambiguous_output(call, received):
+def _ambiguous_output(call, layers):
     name = call.layer.name
     choices = [
         f"'{name}/{key}' {tuple(x.shape)}"
@@ -387,7 +396,7 @@ def _ambiguous_output(call, received):
     ]
     return ValueError(
         f"`layers` must say which of the outputs of {name!r}: "
-        f"{', '.join(choices)}. Received: layers={received}"
+        f"{', '.join(choices)}. Received: layers={layers!r:.200}"
     )
 
 
@@ -442,7 +451,7 @@ def _width_hint(chosen):
     index_of = {id(x): i for i, x in enumerate(chosen[0].scope.blocks)}
     if not all(id(c.call) in index_of for c in chosen):
         return ""
-    groups = {}
+    groups: dict[int, list[int]] = {}
     for c in chosen:
         width = c.call.outputs[c.output].shape[-1]
         groups.setdefault(width, []).append(index_of[id(c.call)])
@@ -451,9 +460,9 @@ def _width_hint(chosen):
 
 
 def _unique(names):
-    unique = []
+    unique: list[str] = []
     for name in names:
-        again = sum(1 for other in names[: len(unique)] if other == name)
+        again = names[: len(unique)].count(name)
         unique.append(f"{name}_{again}" if again else name)
     return tuple(unique)
 
@@ -488,7 +497,7 @@ def _tensors(root, chosen, owner):
             InnerOutput(
                 node,
                 c.call.layer,
-                [call is c.call for call in calls].index(True),
+                next(i for i, call in enumerate(calls) if call is c.call),
                 len(calls),
                 c.output,
                 tensor,
@@ -613,18 +622,18 @@ def _nothing_found(root, scopes, prefix, items, layers):
         )
     if scopes and prefix:
         searched = [x for scope in scopes for x in _all_scopes(scope)]
-    known = {}
+    places: dict[str, str] = {}
     for scope in searched:
         for call in scope.calls:
-            known.setdefault(call.layer.name, "/".join(scope.path))
+            places.setdefault(call.layer.name, "/".join(scope.path))
     names = [
         x for x in dict.fromkeys(items) if isinstance(x, str) and x != "all"
     ]
-    missing = sorted(set(names) - set(known))
+    missing = sorted(set(names) - set(places))
     if missing:
         problem = f"has no layer named {missing}"
-    elif len({known[name] for name in names}) > 1:
-        where = {name: known[name] or "the model itself" for name in names}
+    elif len({places[name] for name in names}) > 1:
+        where = {name: places[name] or "the model itself" for name in names}
         return ValueError(
             "`layers` must choose hidden states of one model, for they are "
             f"one cloud; these names are in different nested models: {where}. "
@@ -634,7 +643,7 @@ def _nothing_found(root, scopes, prefix, items, layers):
         problem = "has no encoder blocks"
     return ValueError(
         "`layers` must choose hidden states of the model, which "
-        f"{problem}. Names there are: {list(known)}. {received}"
+        f"{problem}. Names there are: {list(places)}. {received}"
     )
 
 

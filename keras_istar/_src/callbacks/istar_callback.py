@@ -49,8 +49,8 @@ class IStarCallback(keras.callbacks.Callback):
 
     With `BackupAndRestore` a restarted run goes on with the Σ_S it had. Keras
     writes that backup in place: a run that is killed meanwhile may not start
-    again, or may repeat an epoch on newer weights. `AtomicBackup`, of
-    `examples/backup.py` in the repository, takes its place.
+    again, or may repeat an epoch on newer weights; `AtomicBackup` takes its
+    place.
 
     With `log_dir`, TensorBoard shows after every epoch, under "isotropy":
 
@@ -181,7 +181,7 @@ class IStarCallback(keras.callbacks.Callback):
         if keras_data.count_examples(self.model, self.data) == 0:
             raise self._empty_data_error()
         if not all(layer.built for layer in layers):
-            self._build()
+            keras_data.run_once(self.model, self.data, self.batch_size)
         name_logs(self.model)
         self._said_fewer = False
         self._pass = StatesPass(
@@ -193,13 +193,6 @@ class IStarCallback(keras.callbacks.Callback):
             show_progress=bool(self.verbose),
         )
         self._estimate()
-
-    def _build(self):
-        """Runs the model once, which makes the variables of its layers."""
-        data, batch_size = keras_data.preprocessed(
-            self.model, self.data, self.batch_size
-        )
-        self.model.predict(data, batch_size=batch_size, steps=1, verbose=0)
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         self._first_batch = batch

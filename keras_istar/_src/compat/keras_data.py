@@ -41,6 +41,12 @@ def preprocessed(
     return data, None if is_batched else batch_size
 
 
+def run_once(model: keras.Model, data: Any, batch_size: int) -> None:
+    """Runs a model on a batch, which makes the variables of its layers."""
+    batches, size = preprocessed(model, data, batch_size)
+    model.predict(batches, batch_size=size, steps=1, verbose=0)
+
+
 def check_repeatable(data: Any) -> None:
     """Raises if `data` is None or can be read only once.
 
@@ -136,7 +142,7 @@ class _PreprocessedBatches(keras.utils.PyDataset):
         self._data = _map_leaves(data, _as_preprocessors_take)
 
     def __len__(self):
-        examples = count_examples(self._task, self._data)
+        examples = count_examples(self._task, self._data) or 0
         return -(-examples // self._batch_size)
 
     def __getitem__(self, index):

@@ -59,7 +59,7 @@ class InnerOutput(NamedTuple):
     Attributes:
         node: The node of the outer layer, in the graph of a model.
         layer: The inner layer.
-        index: Which of its calls within the node it is.
+        call_index: Which of its calls within the node it is.
         num_calls: How many there are.
         position: Which of its flattened outputs it is.
         tensor: A symbolic tensor of its own.
@@ -67,7 +67,7 @@ class InnerOutput(NamedTuple):
 
     node: Any
     layer: keras.layers.Layer
-    index: int
+    call_index: int
     num_calls: int
     position: int
     tensor: keras.KerasTensor
@@ -385,7 +385,7 @@ class _Shown:
     def __getattr__(self, name):
         return getattr(self.node.operation, name)
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self):
         return type(self.node.operation)
 
@@ -395,7 +395,7 @@ def _found(recorder, inner):
     calls = recorder.calls_of(inner.layer)
     if len(calls) != inner.num_calls:
         return None
-    return calls[inner.index][inner.position]
+    return calls[inner.call_index][inner.position]
 
 
 def _own_node(node):
@@ -506,8 +506,7 @@ def attach_layer(
         below(*[x.tensor if isinstance(x, InnerOutput) else x for x in tensors])
         (node,) = below._inbound_nodes
         undo.callback(_forget_node, node)
-        _hold(_host_of(model), name, layer)
-        undo.callback(_release, _host_of(model), name, layer)
+        undo.callback(_hold(model, name, layer))
         undo.callback(_remove_below, graph, node)
         _set_below_outputs(graph, [*_below_outputs(graph), node])
         attachment = _Attachment(layer, node, undo.pop_all())
@@ -525,30 +524,37 @@ def attached_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     return {name: x.layer for name, x in attachments.items()}
 
 
-def _host_of(model):
-    """The layer whose attributes Keras looks through for the model's own.
+def _hosts_of(model):
+    """The layers whose attributes Keras looks through for the model's own.
 
-    Of a Sequential model these are its layers, and its own are not looked at.
+    Of a Sequential model it looks at the layers alone, but for saving.
     """
     if isinstance(model, keras.Sequential):
-        return model._functional._inputs[0]._keras_history.operation
-    return model
+        first = model._functional._inputs[0]._keras_history.operation
+        return [model, first]
+    return [model]
 
 
-def _hold(host, name, layer):
-    tracker = host._tracker
-    is_locked = tracker.locked
-    tracker.unlock()
-    try:
-        setattr(host, name, layer)
-    finally:
-        if is_locked:
-            tracker.lock()
+def _hold(model, name, layer):
+    """Makes Keras find `layer`; returns what undoes it."""
+    with contextlib.ExitStack() as undo:
+        for host in _hosts_of(model):
+            tracker = host._tracker
+            is_locked = tracker.locked
+            undo.callback(_release, host, name, layer)
+            tracker.unlock()
+            try:
+                setattr(host, name, layer)
+            finally:
+                if is_locked:
+                    tracker.lock()
+        return undo.pop_all().close
 
 
 def _release(host, name, layer):
     host._tracker.untrack(layer)
-    delattr(host, name)
+    if name in {**vars(host), **vars(host).get("_modules", {})}:
+        delattr(host, name)
 
 
 def _forget_node(node):
@@ -595,7 +601,7 @@ def insert_layer(
         layer: Layer from `tensor` to one of the same shape.
         tensor: Symbolic tensor that the model computes.
     """
-    graph, host = _graph_of(model), _host_of(model)
+    graph = _graph_of(model)
     original = {name: vars(graph)[name] for name in _GRAPH}
     operations = [layer, *graph._operations]
     links = [
@@ -619,7 +625,7 @@ def insert_layer(
                 lambda x: replaced[id(x)], graph._outputs_struct
             ),
         )
-        _hold(host, name, layer)
+        release = _hold(model, name, layer)
     except BaseException:
         for linked, before in links:
             linked[:] = before
@@ -627,7 +633,7 @@ def insert_layer(
     added = {x for linked, before in links for x in linked[len(before) :]}
     undo = contextlib.ExitStack()
     undo.callback(_drop_nodes, operations, added)
-    undo.callback(_release, host, name, layer)
+    undo.callback(release)
     undo.callback(vars(graph).update, original)
     vars(graph).update({name: vars(changed)[name] for name in _GRAPH})
     _insertions[graph] = (name, undo)

@@ -1,5 +1,7 @@
 """Model and data -> report: `measure`."""
 
+import contextlib
+from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +9,11 @@ import keras
 
 from keras_istar._src import validation
 from keras_istar._src.attach.attach import probed
+from keras_istar._src.attach.find_states import Layers
+from keras_istar._src.attach.padding import Mask
 from keras_istar._src.compat import keras_data
+from keras_istar._src.compat import keras_graph
+from keras_istar._src.layers.base import HiddenStateRegularization
 from keras_istar._src.measure import running_statistics
 from keras_istar._src.measure.measures import choose
 from keras_istar._src.measure.measures import need_sample
@@ -29,10 +35,11 @@ _MOST_SAMPLE_TOKENS = 100_000
 def measure(
     model: keras.Model,
     data: Any,
-    layers: str | int | Sequence[int | str] = "all",
+    layers: Layers = "all",
     max_tokens: int | None = 250_000,
     measures: str | Sequence[str] = "all",
     *,
+    mask: Mask = None,
     shrinkage: float = 0.2,
     sample_tokens: int = 2_000,
     batch_size: int = 32,
@@ -69,16 +76,21 @@ def measure(
       NaN for fewer than 10 of them.
 
     Args:
-        model: KerasHub `Task` or `Backbone`, or any Functional Keras model.
+        model: KerasHub `Task` or `Backbone`, or any Functional or built
+            Sequential Keras model; or a subclassed one that calls an
+            `IStarRegularization` layer itself: what the layer is given is
+            measured.
         data: What the model's `fit` takes as `x`: arrays, pandas columns,
             nested dicts and lists of them, raw strings if the model is a
             KerasHub task, or a `tf.data` dataset, with or without labels.
-        layers: Which hidden states, as in `attach`.
+        layers: Which hidden states, as in `attach`; of a subclassed model the
+            name of the layer, if it has several.
         max_tokens: Number of tokens to use, counted once in every state. The
             pass ends with the batch that reaches it. None uses all.
         measures: `"all"`, or names of measures; others are not computed.
             `"all"` leaves `twonn` out, with a note in the report, where
             scikit-dimension is not installed.
+        mask: Which tokens count, as in `attach`.
         shrinkage: ζ of IsoScore*, in [0, 1].
         sample_tokens: Size of the sample of each state, drawn uniformly from
             all of its tokens, at most 100,000: it is kept in memory, and
@@ -125,7 +137,7 @@ def measure(
     validation.check_verbose(verbose)
     keras_data.check_data(model, data)
     sample_size = sample_tokens if need_sample(names) else 0
-    with probed(model, layers) as probe:
+    with _shown(model, layers, mask, data, batch_size) as probe:
         if keras_data.count_examples(model, data) == 0:
             raise _too_few_tokens(probe.state_names[0], 0)
         states_pass = StatesPass(
@@ -159,6 +171,36 @@ def measure(
             for name in left_out
         ),
     )
+
+
+@contextlib.contextmanager
+def _shown(
+    model: keras.Model, layers: Layers, mask: Mask, data: Any, batch_size: int
+) -> Iterator[Any]:
+    """Within this scope, `model` calls a layer on the hidden states.
+
+    The layer has `state_names` and `dim`.
+    """
+    held = []
+    if not keras_graph.is_functional(model) and isinstance(model, keras.Model):
+        held = keras_graph.find_layers(model, HiddenStateRegularization)
+    if not held:
+        with probed(model, layers, mask) as probe:
+            yield probe
+        return
+    if layers != "all":
+        held = [layer for layer in held if layer.name == layers]
+    if len(held) != 1 or mask is not None:
+        known = keras_graph.find_layers(model, HiddenStateRegularization)
+        raise ValueError(
+            "`layers` must name one of the layers that a subclassed model "
+            f"calls on hidden states, {[layer.name for layer in known]}, and "
+            "`mask` must be None: the layer is given its own. "
+            f"Received: layers={layers!r:.200}, mask={mask!r:.200}"
+        )
+    if not held[0].built:
+        keras_data.run_once(model, data, batch_size)
+    yield held[0]
 
 
 def _check_states(states: dict[str, TokenStatistics]) -> None:
