@@ -91,7 +91,7 @@ def test_from_options_to_table_logs_and_plain_preset(
         assert "istar, strength 5, shrinkage 0.2, 27 steps, 16 test" in printed
     head, rest = printed.split("The test part before fine-tuning")
     assert "Training the head" in head and "accuracy" in head
-    assert "isoscore" not in head and "penalty" not in head
+    assert "- isoscore" not in head and "penalty" not in head
     assert "a pass over the training texts" in " ".join(rest.split())
     assert list((logs / "validation").iterdir())
     tags = {
