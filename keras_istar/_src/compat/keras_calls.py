@@ -111,7 +111,12 @@ def _tapped_recomputation(layer):
 
     @functools.wraps(make)
     def rematerialized_call(call, *args, **kwargs):
-        return _tapped(layer, make(call, *args, **kwargs))
+        # `jax.checkpoint` keeps the trace of a function, with the weights of
+        # its time as constants, while the function lives: this one is new.
+        def once(*args, **kwargs):
+            return call(*args, **kwargs)
+
+        return _tapped(layer, make(once, *args, **kwargs))
 
     return rematerialized_call
 

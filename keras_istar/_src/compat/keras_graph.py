@@ -405,21 +405,23 @@ def _own_node(node):
 def _show(model, inner):
     """Makes nodes of `model` return inner outputs; returns what undoes it."""
     graph = _graph_of(model)
-    _shown_outputs.setdefault(graph, []).extend(inner)
-    _refresh(graph)
+    before = _shown_outputs.get(graph, [])
+    _show_these(graph, [*before, *inner])
 
     def undo():
-        remaining = [
-            x for x in _shown_outputs[graph] if not any(x is y for y in inner)
-        ]
-        _shown_outputs[graph] = remaining
-        _refresh(graph)
+        shown = _shown_outputs[graph]
+        _show_these(graph, [x for x in shown if not any(x is y for y in inner)])
 
     return undo
 
 
-def _refresh(graph):
-    inner = _shown_outputs.get(graph, [])
+def _show_these(graph, inner):
+    _set_nodes(graph, _showing(graph, inner))
+    _shown_outputs[graph] = inner
+
+
+def _showing(graph, inner):
+    """The nodes of a graph by depth, some of which return inner outputs."""
 
     def shown(node):
         node = _own_node(node)
@@ -431,13 +433,10 @@ def _refresh(graph):
         copied.outputs = [*node.outputs, *[x.tensor for x in own]]
         return copied
 
-    _set_nodes(
-        graph,
-        {
-            depth: [shown(node) for node in row]
-            for depth, row in graph._nodes_by_depth.items()
-        },
-    )
+    return {
+        depth: [shown(node) for node in row]
+        for depth, row in graph._nodes_by_depth.items()
+    }
 
 
 class _Below(keras.Operation):
