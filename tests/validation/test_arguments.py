@@ -568,6 +568,14 @@ SAMPLES = [
         "`shrinkage` must be between 0 and 1. Received: shrinkage=1.5",
     ),
     (
+        lambda: ISTAR(strength="1"),
+        "`strength` must be a real number. Received: strength='1'",
+    ),
+    (
+        lambda: ISTAR(strength=INF),
+        "`strength` must be a finite number. Received: strength=inf",
+    ),
+    (
         lambda: ISTAR(momentum=0),
         "`momentum` must be `None` or strictly between 0 and 1. "
         "Received: momentum=0",
