@@ -234,7 +234,7 @@ def read_glue(
         import tensorflow_datasets as tfds
 
         builder = tfds.builder(name, data_dir=data_dir)
-        if not builder.is_prepared():
+        if not builder.data_path.exists():
             _check_connection(GLUE_HOST)
             builder.download_and_prepare()
         columns = builder.as_dataset(split=splits, batch_size=-1)

@@ -27,7 +27,7 @@ _OTHER_COLORS = (
     *color_sequences["tab20b"],
 )
 _MARKERS = "osD^vP*X"
-_MOST_TICKS = 6
+_MOST_TICKS = 5
 
 
 def draw(records: list[Record]) -> dict[str, Figure]:

@@ -84,7 +84,7 @@ def markdown(runs: pd.DataFrame, table: pd.DataFrame, records: Records) -> str:
     ]
     if failures:
         lines += ["", "Failed runs:", "", *failures]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).strip() + "\n"
 
 
 def _line(cells):

@@ -429,15 +429,6 @@ def test_without_tensorboard(data, folder, monkeypatch, missing):
     )
 
 
-@pytest.mark.parametrize("log_dir", [3, "", b"logs", True, ["logs"]])
-def test_wrong_log_dir(data, log_dir):
-    with pytest.raises(ValueError) as error:
-        _callback(data, log_dir=log_dir)
-    assert str(error.value) == (
-        f"`log_dir` must be `None` or a path. Received: log_dir={log_dir!r}"
-    )
-
-
 def test_only_the_chief_writes(data, folder, monkeypatch):
     monkeypatch.setattr(istar_callback, "is_chief", lambda model: False)
     model, _ = _model()

@@ -16,7 +16,7 @@ from keras_istar._src.compat import keras_graph
 LAYER = """_layers _losses _inbound_nodes _outbound_nodes _remat_mode _tracker
     _flatten_layers _get_call_context _call_context_args"""
 MODEL = """_inputs _outputs _inputs_struct _outputs_struct _nodes
-    _nodes_by_depth _operations _operations_by_depth _maybe_symbolic_build
+    _nodes_by_depth _operations _operations_by_depth
     train_function test_function predict_function"""
 NODE = "operation arguments input_tensors outputs is_input"
 MODULES = {
@@ -25,7 +25,8 @@ MODULES = {
     "keras.src.models.functional": "Functional",
 }
 PYTORCH = {"_modules"}  # Looked up with a default.
-TENSORFLOW = {"_self_"}  # A prefix, see `keras_graph`.
+TENSORFLOW = {"_maybe_symbolic_build"}  # Models of the others have none.
+PREFIXES = {"_self_"}  # Of attributes that TensorFlow adds.
 
 
 class Listening(keras.layers.Layer):
@@ -73,13 +74,21 @@ def test_keras_has_what_attaching_relies_on():
     private = set(re.findall(r'(?:\.|["\s])(_[a-z]\w+)\b', source))
     own = set(re.findall(r"(?:^|def )(_[a-z]\w+)", source, re.MULTILINE))
     private -= {"_src"}
-    assert private - listed - own == PYTORCH | TENSORFLOW, "to be listed above"
+    others = PYTORCH | TENSORFLOW | PREFIXES
+    assert private - listed - own == others, "to be listed above"
     unused = {x for x in listed if not re.search(rf"\b{x}\b", source)}
     assert unused == set(), "no longer relied on"
 
 
 def source_of(module):
     return pathlib.Path(module.__file__).read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="models of TensorFlow"
+)
+def test_models_of_tensorflow_have_what_passes_rely_on():
+    assert all(hasattr(keras.Model(), name) for name in TENSORFLOW)
 
 
 def test_outputs_are_at_depth_0():

@@ -122,7 +122,7 @@ NO_LAYER_OPTIONS = [
     *({"strenght": 1.0}, {"dtype": "float7"}, {"dtype": 5}),
     *({"name": 5}, {"trainable": "yes"}),
 ]
-NO_PATHS = [5, b"logs", "", UNKNOWN, True]
+NO_PATHS = [5, b"logs", "", UNKNOWN, True, ["logs"]]
 NO_TEXT = [None, 5, b"x", ["encoder"]]
 
 NO_LAYERS = [

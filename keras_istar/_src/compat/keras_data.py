@@ -75,9 +75,11 @@ def check_data(model: keras.Model, data: Any) -> None:
         if hasattr(data, "element_spec"):
             _check_examples(model, _x_of(data.element_spec))
         return
-    if not _is_arrays(model, data):
+    leaves = _leaves(model, data)
+    only_none = not leaves and bool(keras.tree.flatten(data))
+    if only_none or not _is_arrays(model, data):
         raise _not_what_fit_takes(data)
-    lengths = [_length(array) for array in _leaves(model, data)]
+    lengths = [_length(array) for array in leaves]
     if len(set(lengths)) > 1:
         raise ValueError(
             f"`data` must be of one length. Received: lengths={lengths}"
