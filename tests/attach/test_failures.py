@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from composites import Listed
 from composites import model_of
+from private_keras import snapshot
 
 import keras_istar
 from keras_istar._src.attach import attach as attach_file
@@ -15,39 +16,8 @@ class Injected(Exception):
     pass
 
 
-def _snapshot(model):
-    """All that attaching could leave behind."""
-    parts = model._flatten_layers()
-    return (
-        [_plain(vars(part)) for part in parts],
-        [[id(w) for w in part.weights] for part in parts],
-        [list(part._inbound_nodes) for part in parts],
-        [list(part._outbound_nodes) for part in parts],
-        [list(part._losses) for part in parts],
-        [part._remat_mode for part in parts],
-        _nodes(model),
-        [part._tracker.locked for part in parts],
-    )
-
-
-def _plain(value):
-    """Containers by what they hold, other objects by what they are."""
-    if isinstance(value, dict):
-        return {key: _plain(x) for key, x in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(x) for x in value]
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    return id(value)
-
-
-def _nodes(model):
-    graph = model._functional if hasattr(model, "_functional") else model
-    return {depth: list(row) for depth, row in graph._nodes_by_depth.items()}
-
-
 def _assert_same(model, before):
-    parts, *rest = _snapshot(model)
+    parts, *rest = snapshot(model)
     for now, then in zip(parts, before[0], strict=True):
         assert {k for k in now if now[k] != then.get(k)} == set()
         assert set(now) == set(then)
@@ -86,7 +56,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_failures(monkeypatch, kind, place):
     model = _models()[kind]
-    before = _snapshot(model)
+    before = snapshot(model)
     thing, name = PLACES[place]
     function, number = getattr(thing, name), [0]
 
@@ -126,7 +96,7 @@ def test_an_embedding_that_cannot_be_normalized(monkeypatch):
     x = keras.layers.GlobalAveragePooling1D(name="pooled")(inputs)
     x = keras.layers.Dropout(0.1)(x)
     model = keras.Model(inputs, keras.layers.Dense(2)(x))
-    before = _snapshot(model)
+    before = snapshot(model)
     data = np.ones((2, 6, 5), "float32")
     outputs = model.predict(data, verbose=0)
 
@@ -154,5 +124,5 @@ def test_an_embedding_that_cannot_be_normalized(monkeypatch):
 
 
 def _assert_same_but_traces(model, before):
-    for now, then in zip(_snapshot(model)[1:], before[1:], strict=True):
+    for now, then in zip(snapshot(model)[1:], before[1:], strict=True):
         assert now == then
