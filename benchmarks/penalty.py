@@ -46,12 +46,12 @@ def _cases(device, tiny):
         sizes = (64, 128) if tiny else (512, 4096, 49_152)
         widths = (8, 16) if tiny else (384, 768, 2048)
         return [_Case(n, dim) for n in sizes for dim in widths]
-    sizes = [(4096, 768), (49_152, 768), (49_152, 2048)]
+    sizes, dtypes = [(4096, 768), (49_152, 768), (49_152, 2048)], ("float32",)
+    if BACKEND == "jax":
+        sizes += [(49_152, 384), (49_152, 4096), (393_216, 768)]
+        dtypes += ("bfloat16",)
     if tiny:
         sizes = [(64, 8)]
-    elif BACKEND == "jax":
-        sizes += [(49_152, 384), (49_152, 4096), (393_216, 768)]
-    dtypes = ("float32", "bfloat16")
     return [_Case(*size, dtype) for size in sorted(sizes) for dtype in dtypes]
 
 
@@ -65,7 +65,7 @@ def _case_rows(case, device, edge):
         _ARITHMETIC: backends.compiled(ops.matmul, square, square),
         _TRAFFIC: backends.compiled(lambda x: x * 2, copied),
     }
-    budget, shortest = (20.0, 0.0) if device == "cpu" else (3.0, 0.01)
+    budget, shortest = (20.0, 0.0) if device == "cpu" else (2.0, 0.01)
     seconds = alternate(sides | others, 25, budget, shortest)
     # 4 n d² operations at the rate of the large product's 2 edge³.
     size = case.tokens * case.dim
