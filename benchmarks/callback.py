@@ -102,7 +102,7 @@ def _predict(model, data):
 
 def _callback_pass(model, data):
     """The pass at the end of an epoch; the one at the start is done here."""
-    callback = keras_istar.IStarCallback(data, max_points=10**9, verbose=0)
+    callback = keras_istar.IStarCallback(data, max_tokens=None, verbose=0)
     callback.set_model(model)
     callback.on_train_begin()
     return repeated(lambda: callback.on_epoch_end(0, {}))

@@ -42,11 +42,11 @@ def rows(device: str, tiny: bool) -> list[Row]:
 def _pretrained(batch_size):
     """MiniLM, and film reviews as it reads them."""
     sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
-    import classifiers
-    import text_tasks
+    from finetuning import classifiers
+    from finetuning import data
 
     task = classifiers.load_classifier("minilm", 2, sequence_length=48)
-    texts = text_tasks.load("film-reviews", limit=8 * batch_size).train.texts
+    texts = data.load("film-reviews", limit=8 * batch_size).train.texts
     data = tf.data.Dataset.from_tensor_slices(texts).batch(batch_size)
     return task.backbone, data.map(task.preprocessor)
 

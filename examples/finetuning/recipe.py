@@ -28,7 +28,6 @@ from finetuning.tokens import Tokens
 from finetuning.tokens import tokenize
 
 _HEAD_LEARNING_RATE = 5e-3
-_ALL = 2**31 - 1  # Tokens: as many as there are.
 
 
 class Evaluation(NamedTuple):
@@ -321,10 +320,10 @@ def measure(
         model,
         batches,
         list(layers),
-        metrics=list(measures),
-        max_points=_ALL,
+        measures=list(measures),
+        max_tokens=None,
         verbose=0,
     )
     return {
-        row.layer: {"points": row.points, **row.values} for row in report.rows
+        row.layer: {"tokens": row.tokens, **row.values} for row in report.rows
     }
