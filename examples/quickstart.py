@@ -1,0 +1,57 @@
+"""For newcomers: one line makes the hidden states of a model more isotropic.
+
+Trains the same small classifier twice, without and with the regularizer, and
+prints the IsoScore of its two hidden layers. Training alone narrows them; with
+`strength=1.0` each of them becomes rounder, at about the same accuracy.
+"""
+
+import keras
+import numpy as np
+
+import keras_istar
+
+BLOCKS = ["block_1", "block_2"]
+
+# Sequences of 16 tokens with 32 features, the first of them much the widest.
+rng = np.random.default_rng(0)
+x = rng.normal(size=(2048, 16, 32)) * np.geomspace(1.0, 0.05, 32)
+y = x[:, :, :4].mean(axis=(1, 2)) > 0
+x_train, y_train, x_test, y_test = x[:1536], y[:1536], x[1536:], y[1536:]
+
+
+def make_model():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16, 32))
+    hidden = keras.layers.Dense(32, "tanh", name="block_1")(inputs)
+    hidden = keras.layers.Dense(32, "tanh", name="block_2")(hidden)
+    pooled = keras.layers.GlobalAveragePooling1D()(hidden)
+    outputs = keras.layers.Dense(1, "sigmoid")(pooled)
+    return keras.Model(inputs, outputs)
+
+
+def isotropy(model):
+    """IsoScore of each layer and of both together: 0 is a line, 1 a ball."""
+    report = keras_istar.measure(
+        model, x_test, BLOCKS, metrics=["isoscore"], verbose=0
+    )
+    return "".join(f"{row.values['isoscore']:9.3f}" for row in report.rows)
+
+
+print(f"{'IsoScore':18}  block_1  block_2    union accuracy")
+print(f"{'before training:':18}{isotropy(make_model())}")
+
+for strength in (0.0, 1.0):
+    model = make_model()
+
+    # The one line. A strength of 0 only logs.
+    keras_istar.attach(model, BLOCKS, strength=strength)
+
+    model.compile(
+        keras.optimizers.Adam(1e-3), "binary_crossentropy", metrics=["accuracy"]
+    )
+    # The callback gives the regularizer a stable estimate of the covariance,
+    # and adds `isoscore_block_1` and the like to the logs of every epoch.
+    callback = keras_istar.IStarCallback(x_train, verbose=0)
+    model.fit(x_train, y_train, epochs=5, callbacks=[callback], verbose=0)
+    _, accuracy = model.evaluate(x_test, y_test, verbose=0)
+    print(f"{f'strength {strength}:':18}{isotropy(model)}{accuracy:9.3f}")
