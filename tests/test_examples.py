@@ -1,4 +1,4 @@
-"""What `test_isotropy_report_example` compares with."""
+"""Helpers of `test_isotropy_report_example`."""
 
 from pathlib import Path
 
