@@ -1,1 +1,1 @@
-"""What `finetune.py` and the study share: data, classifiers and one recipe."""
+"""Data, classifiers and the recipe that `finetune.py` and the study share."""

@@ -34,7 +34,7 @@ SECONDS_TO_ANSWER = 8.0
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is known of a task before its data are read.
+    """Facts about a task, known before its data are read.
 
     Attributes:
         columns: Names of the columns of TFDS that hold the texts.

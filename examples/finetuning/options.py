@@ -25,7 +25,7 @@ _OUTPUT = "output"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """Options of the command line."""
 
     preset: str = option(
         _DATA,

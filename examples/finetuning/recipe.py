@@ -43,7 +43,7 @@ class Evaluation(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What a fine-tuning has found.
+    """Figures of a fine-tuning.
 
     Attributes:
         before: With the head trained, and the encoder as it was.

@@ -1,4 +1,4 @@
-"""What a fine-tuning is: a method, and a recipe."""
+"""The settings of a fine-tuning: a method and a recipe."""
 
 import dataclasses
 from typing import Any
@@ -57,7 +57,7 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to fine-tune and to measure, the same for all methods.
+    """Settings of training and measuring, the same for all methods.
 
     Attributes:
         preset: Of the encoder, see `classifiers.load_classifier`.

@@ -48,7 +48,7 @@ def tokenize(preprocessor: Any, examples: Examples) -> Tokens:
 
 
 class Batches(NamedTuple):
-    """How to make batches.
+    """Makes batches of tokens.
 
     Attributes:
         size: Examples in a training batch.

@@ -1,4 +1,4 @@
-"""What the runs of a study say: means and paired tests.
+"""Means of the runs of a study, and paired tests.
 
 Every method is compared with the baseline of its setting, seed by seed, by a
 paired t-test; Holm's correction is over all comparisons of the study.

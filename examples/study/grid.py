@@ -1,4 +1,4 @@
-"""What a run of the study is, and the grid of runs that is asked for."""
+"""Runs of the study, and the grid of them that is asked for."""
 
 import argparse
 import dataclasses

@@ -22,7 +22,7 @@ _BY_RECIPE = "(default: that of the recipe)"
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the command line says."""
+    """Options of the command line."""
 
     output: str = option(
         "results",

@@ -40,7 +40,7 @@ def write(records: Records, folder: Path) -> str:
     """
     runs = comparison.run_table(records)
     if runs.empty:
-        raise UserError(f"{folder} has no finished run to summarise")
+        raise UserError(f"{folder} has no finished run to summarize")
     table = comparison.compare(runs)
     text = markdown(runs, table, records)
     finished = [r for r in records.values() if r["status"] == "ok"]

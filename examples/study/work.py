@@ -106,7 +106,7 @@ def _record(run, execute):
 
 
 def _line(record, runs, records):
-    """What is said of a finished run.
+    """A line on a finished run.
 
     The records are those right after it was added, so that of several
     processes each says another number of runs.
@@ -125,7 +125,7 @@ def _line(record, runs, records):
 
 
 def _closing(runs, records):
-    """What is said at the end: other processes may still be at work."""
+    """A line at the end, when other processes may still be at work."""
     done = [records[run.id] for run in runs if run.id in records]
     num_failed = sum(record["status"] == "failed" for record in done)
     text = f"{len(done)} of {len(runs)} runs have a result"

@@ -1,4 +1,4 @@
-"""What a study concludes, and draws, from results that are made up."""
+"""Conclusions and pictures of results that are made up."""
 
 import dataclasses
 from pathlib import Path
