@@ -374,3 +374,47 @@ def test_states_that_are_not_finite(x, points, value):
 def test_states_too_large_to_square(x):
     with pytest.raises(ValueError, match="squared in float32.*'states'"):
         measure_states(x * 1e25)
+
+
+class _Subclassed(keras.Model):
+    """Calls a regularizer itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = keras.layers.Dense(4, "tanh")
+        self.istar = keras_istar.IStarRegularization(name="mine")
+        self.last = keras.layers.Dense(1)
+
+    def call(self, x, training=None):
+        x = self.first(x)
+        x = self.istar([x, 2.0 * x], training=training)
+        return self.last(x)
+
+
+@pytest.mark.parametrize("built", [False, True])
+@pytest.mark.parametrize("layers", ["all", "mine"])
+def test_subclassed_model_that_holds_a_regularizer(rng, built, layers):
+    model = _Subclassed()
+    x = rng.normal(size=(16, 5, 3)).astype("float32")
+    if built:
+        model(x)
+    report = keras_istar.measure(
+        model, x, layers, measures=["isoscore", "mean_norm"], verbose=0
+    )
+    states = keras.ops.convert_to_numpy(model.first(x)).reshape(-1, 4)
+    first, second, union = report.rows
+    assert (first.layer, second.layer) == model.istar.state_names
+    assert (first.tokens, union.tokens) == (80, 160)
+    expected = oracle.score(oracle.covariance(states))
+    assert first.values["isoscore"] == pytest.approx(expected, abs=1e-5)
+    assert second.values["mean_norm"] == pytest.approx(
+        2 * first.values["mean_norm"], rel=1e-5
+    )
+
+
+def test_subclassed_model_without_or_with_other_regularizers(rng):
+    x = rng.normal(size=(16, 5, 3)).astype("float32")
+    with pytest.raises(ValueError, match=r"\['mine'\]"):
+        keras_istar.measure(_Subclassed(), x, "other", verbose=0)
+    with pytest.raises(ValueError, match="`mask` must be None"):
+        keras_istar.measure(_Subclassed(), x, mask=False, verbose=0)
