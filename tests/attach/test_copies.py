@@ -10,6 +10,7 @@ import pytest
 from composites import LENGTH
 from composites import Listed
 from composites import model_of
+from private_keras import is_locked
 
 import keras_istar
 
@@ -123,11 +124,11 @@ def test_quantized_backbone(tiny_bert, rng, lora, mode):
     assert logs["istar_penalty"][0] == pytest.approx(expected, abs=1e-5)
     report = keras_istar.measure(task, x, measures=["isoscore"], verbose=0)
     assert report.rows[-1].tokens == 2 * 16
-    assert task.backbone._tracker.locked
+    assert is_locked(task.backbone)
     keras_istar.detach(task)
     assert len(task.weights) == number and layer.built
     np.testing.assert_array_equal(task.predict(x, verbose=0), before)
-    assert task.backbone._tracker.locked
+    assert is_locked(task.backbone)
 
 
 @pytest.mark.slow

@@ -52,3 +52,8 @@ def _plain(value):
 def _nodes(model):
     graph = model._functional if hasattr(model, "_functional") else model
     return {depth: list(row) for depth, row in graph._nodes_by_depth.items()}
+
+
+def is_locked(layer):
+    """Whether Keras refuses new attributes that hold variables or layers."""
+    return layer._tracker.locked
