@@ -384,7 +384,6 @@ class Subclassed(keras.Model):
     "model, kind",
     [
         (Subclassed(), "Subclassed"),
-        (keras.Sequential([keras.layers.Dense(2)]), "Sequential"),
         ("bert", "str"),
         (None, "NoneType"),
     ],
@@ -400,3 +399,10 @@ def test_models_that_are_not_functional(model, kind, function):
     )
     assert "self.istar(" in message
     assert message.endswith(f"Received: model of type {kind}")
+
+
+@pytest.mark.parametrize("function", ["attach", "detach"])
+def test_sequential_model_that_is_not_built(function):
+    model = keras.Sequential([keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="`model` must be built"):
+        getattr(keras_istar, function)(model)

@@ -224,9 +224,10 @@ def _attach_below(model, regularizer, layers, mask, line, undo):
         setattr(regularizer, key, value)
     regularizer.join(model)
     with strategy_scope(model):
-        _attach_layer(model, states, name, regularizer, undo)
+        # First, for another thread may run the model as soon as it has it.
         if not regularizer.built:
             regularizer.build(states.shapes)
+        _attach_layer(model, states, name, regularizer, undo)
 
 
 def _check_regularizer(regularizer, states):

@@ -234,6 +234,23 @@ def spec_of(function: Callable[..., Any], *args: Any) -> Any:
     return compute_output_spec(function, *args)
 
 
+def _spec_of_call(function, node):
+    """What `function` would return of the arguments of a node."""
+
+    def dense(x):
+        if not isinstance(x, keras.KerasTensor):
+            return x
+        return keras.KerasTensor(x.shape, x.dtype, name=x.name)
+
+    # Keras takes the product of a symbolic tensor and a TensorFlow one for
+    # sparse. Remove when `keras.ops.multiply(keras.Input((2,)), tf.ones(2))`
+    # is dense.
+    args, kwargs = keras.tree.map_structure(
+        dense, (node.arguments.args, node.arguments.kwargs)
+    )
+    return compute_output_spec(function, *args, **kwargs)
+
+
 def is_composite(layer: keras.layers.Layer) -> bool:
     """Whether `layer` is made of other layers."""
     return bool(layer._layers)
@@ -297,7 +314,7 @@ def inner_calls(node: Any) -> tuple[list[InnerCall], list, tuple]:
             undo.callback(_suspend(part))
         for part in parts:
             undo.callback(tap(part, _is_recomputed))
-        compute_output_spec(run, *node.arguments.args, **node.arguments.kwargs)
+        _spec_of_call(run, node)
     calls, given, returned = found
     return calls, given, returned
 
@@ -337,9 +354,7 @@ def inner_outputs(
             undo.callback(_suspend(part))
         for layer in layers:
             undo.callback(tap(layer, _is_recomputed))
-        specs = compute_output_spec(
-            run, *node.arguments.args, **node.arguments.kwargs
-        )
+        specs = _spec_of_call(run, node)
     return {
         int(key): [
             list(zip(flat, masked, strict=True))
