@@ -9,7 +9,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from backup import AtomicBackup
+
+from keras_istar import AtomicBackup
 
 EPOCHS = 2
 
