@@ -97,7 +97,7 @@ def test_measure_follows_its_definition(column, x, points):
     points = points.astype("float32").astype("float64")
     if column.startswith("partition"):  # Else exp overflows in the oracle.
         x, points = x / 30, points / 30
-    name = next(n for n, m in measures.MEASURES.items() if column in m.columns)
+    name = next(n for n, m in measures.MEASURES.items() if column in m.names)
     report = measure_states(x, [name], shrinkage=0.3)
     expected = DEFINITIONS[column](points)
     for layer in ("states", "union"):
@@ -376,7 +376,7 @@ def test_states_too_large_to_square(x):
         measure_states(x * 1e25)
 
 
-class _Subclassed(keras.Model):
+class Subclassed(keras.Model):
     """Calls a regularizer itself."""
 
     def __init__(self):
@@ -394,7 +394,7 @@ class _Subclassed(keras.Model):
 @pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize("layers", ["all", "mine"])
 def test_subclassed_model_that_holds_a_regularizer(rng, built, layers):
-    model = _Subclassed()
+    model = Subclassed()
     x = rng.normal(size=(16, 5, 3)).astype("float32")
     if built:
         model(x)
@@ -415,6 +415,6 @@ def test_subclassed_model_that_holds_a_regularizer(rng, built, layers):
 def test_subclassed_model_without_or_with_other_regularizers(rng):
     x = rng.normal(size=(16, 5, 3)).astype("float32")
     with pytest.raises(ValueError, match=r"\['mine'\]"):
-        keras_istar.measure(_Subclassed(), x, "other", verbose=0)
+        keras_istar.measure(Subclassed(), x, "other", verbose=0)
     with pytest.raises(ValueError, match="`mask` must be None"):
-        keras_istar.measure(_Subclassed(), x, mask=False, verbose=0)
+        keras_istar.measure(Subclassed(), x, mask=False, verbose=0)

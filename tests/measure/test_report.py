@@ -101,12 +101,12 @@ class TestFile:
         make_report().save(path)
         before = path.read_bytes()
 
-        def fill_the_disk(self, text, **kwargs):
-            with open(self, "w") as file:
-                file.write(text[:100])
+        def fill_the_disk(self, content):
+            with open(self, "wb") as file:
+                file.write(content[:100])
             raise OSError("no space left")
 
-        monkeypatch.setattr(pathlib.Path, "write_text", fill_the_disk)
+        monkeypatch.setattr(pathlib.Path, "write_bytes", fill_the_disk)
         with pytest.raises(OSError, match="no space left"):
             make_report().save(path)
         assert path.read_bytes() == before
@@ -117,16 +117,16 @@ class TestFile:
     ):
         reports = [make_report(mean_norm=float(i)) for i in range(2)]
         paths = []
-        write_text = pathlib.Path.write_text
+        write_bytes = pathlib.Path.write_bytes
 
         def write_both(self, *args, **kwargs):
             paths.append(self)
-            write_text(self, *args, **kwargs)
+            write_bytes(self, *args, **kwargs)
             if len(paths) == 1:  # Another thread comes in between.
                 reports[1].save(tmp_path / "report.json")
                 assert IsotropyReport.load(tmp_path / "report.json") in reports
 
-        monkeypatch.setattr(pathlib.Path, "write_text", write_both)
+        monkeypatch.setattr(pathlib.Path, "write_bytes", write_both)
         reports[0].save(tmp_path / "report.json")
         assert len(set(paths)) == 2
         assert IsotropyReport.load(tmp_path / "report.json") == reports[0]

@@ -16,7 +16,7 @@ from study import figures
 from study import grid
 from study import summary
 from study.result_folder import ResultFolder
-from test_grid import make_runs
+from study_runs import make_runs
 
 RESULTS = Path(program.__file__).parent / "results"
 METHODS = ("istar:-5", "istar:0", "istar:5", "cosreg:1")

@@ -7,21 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import study_runs
 from finetuning.command_line import UserError
 from finetuning.settings import Method
 from study import __main__ as program
 from study import grid
-from study.options import Options
-
-EXAMPLES = Path(program.__file__).parents[1]
-METHODS = ("none", "istar:-1", "istar:1,shrinkage=0.8", "cosreg:1", "isobn")
-
-
-def make_runs(**options):
-    if "regularizers" in options:
-        methods = map(grid.parse_method, options["regularizers"])
-        options["regularizers"] = tuple(methods)
-    return Options(output="x", **options).runs
+from study_runs import EXAMPLES
+from study_runs import METHODS
+from study_runs import make_runs
 
 
 @pytest.mark.parametrize(
@@ -80,8 +73,10 @@ def test_ids_tell_every_option_and_survive_a_file():
 
 
 def test_ids_are_the_same_in_another_process():
-    code = "import test_grid as t; print([r.id for r in t.make_runs()])"
-    path = os.pathsep.join([str(EXAMPLES), str(Path(__file__).parent)])
+    code = "import study_runs as t; print([r.id for r in t.make_runs()])"
+    path = os.pathsep.join(
+        [str(EXAMPLES), str(Path(study_runs.__file__).parent)]
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "1"},

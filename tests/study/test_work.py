@@ -16,9 +16,9 @@ from finetuning.command_line import UserError
 from study import __main__ as program
 from study import work
 from study.result_folder import ResultFolder
-from test_grid import EXAMPLES
-from test_grid import METHODS
-from test_grid import make_runs
+from study_runs import EXAMPLES
+from study_runs import METHODS
+from study_runs import make_runs
 
 
 @pytest.fixture

@@ -150,7 +150,8 @@ NO_DATA = [
     *(None, "text", b"text", 5, NAN, UNKNOWN, np.float32(1)),
     *(["a", "b"], [1, 2], ("a", DATA), {"features": None}),
     *(range(3), {1, 2}, frozenset([1]), dict, np.ndarray, np),
-    *(keras.Input((6, 4)), tf.ragged.constant([[1.0], [2.0, 3.0]])),
+    keras.Input((6, 4)),
+    Bad(tf.ragged.constant([[1.0], [2.0, 3.0]]), "shape (2, None)"),
     *(tf.sparse.from_dense(DATA.reshape(8, 24)), bytearray(b"text")),
     iter([DATA]),
     *(DATA[0, 0], DATA[0], DATA[..., :3], DATA[:, :5]),
@@ -436,7 +437,7 @@ TABLE = [
         sync=NO_CHOICES,
         max_tokens=NO_COUNTS,
         seed=NO_SEEDS,
-        kwargs=[*NO_LAYER_OPTIONS, {"autocast": True}],
+        kwargs=[*NO_LAYER_OPTIONS[1:], {"autocast": True}],
     ),
     row(
         "attach_regularizer",
@@ -587,7 +588,7 @@ SAMPLES = [
     ),
     (
         lambda: keras_istar.IStarCallback(DATA, update_freq=0),
-        "`update_freq` must be 'epoch' or a positive integer. "
+        "`update_freq` must be 'start', 'epoch' or a positive integer. "
         "Received: update_freq=0",
     ),
     (
@@ -728,3 +729,8 @@ def test_detached_layers_may_be_attached_again(make):
         keras_istar.attach_regularizer(model, layer, "pooled")
         keras_istar.detach(model)
     assert layer.built
+
+
+def test_attach_names_its_own_arguments():
+    with pytest.raises(TypeError, match="`attach` takes.*'strength'.*lam"):
+        keras_istar.attach(shared_model(), lam=1.0)

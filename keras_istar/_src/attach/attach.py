@@ -66,10 +66,11 @@ def attach(
     compiled again. A model built inside of `keras.RematScope` recomputes its
     blocks as before, but no longer all of itself.
 
-    Copies are plain models: `keras.models.clone_model`, `copy.deepcopy`,
-    `pickle`, `from_config`, `keras.Model(model.inputs, model.outputs)`, and
-    models loaded from files. To go on from a `.keras` file with its Σ_S, load
-    it, attach, and load the same file once more: `model.load_weights(path)`.
+    Copies are plain models, however they are made: `keras.models.clone_model`,
+    `copy.deepcopy`, `from_config`, `keras.Model(model.inputs, model.outputs)`,
+    and models loaded from files. To go on from a `.keras` file with its Σ_S,
+    load it, attach, and load the same file once more:
+    `model.load_weights(path)`.
 
     `attach`, `detach` and `measure` may be called from any thread, on any
     models. Of several that attach to one model, one succeeds. No other thread

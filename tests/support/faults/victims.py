@@ -16,12 +16,12 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
-from backup import AtomicBackup
 from finetuning import downloads
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
 import keras_istar
+from keras_istar import AtomicBackup
 from keras_istar._src.measure.streaming_pass import StatesPass
 
 EPOCHS, EXAMPLES, BATCH = 5, 32, 4
