@@ -152,7 +152,8 @@ NO_DATA = [
     *(range(3), {1, 2}, frozenset([1]), dict, np.ndarray, np),
     keras.Input((6, 4)),
     Bad(tf.ragged.constant([[1.0], [2.0, 3.0]]), "shape (2, None)"),
-    *(tf.sparse.from_dense(DATA.reshape(8, 24)), bytearray(b"text")),
+    Bad(tf.sparse.from_dense(DATA.reshape(8, 24)), "shape (8, 24)"),
+    bytearray(b"text"),
     iter([DATA]),
     *(DATA[0, 0], DATA[0], DATA[..., :3], DATA[:, :5]),
     Bad({"features": DATA[..., :3]}, "shape (8, 6, 3)"),
@@ -437,7 +438,7 @@ TABLE = [
         sync=NO_CHOICES,
         max_tokens=NO_COUNTS,
         seed=NO_SEEDS,
-        kwargs=[*NO_LAYER_OPTIONS[1:], {"autocast": True}],
+        kwargs=NO_LAYER_OPTIONS[1:-1],
     ),
     row(
         "attach_regularizer",
