@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import study_runs
 from finetuning.command_line import UserError
 from study import __main__ as program
 from study import work
@@ -110,7 +111,9 @@ WORKER = """
 
 def start_worker(folder):
     """A process that has loaded everything and waits for a line."""
-    path = os.pathsep.join([str(EXAMPLES), str(Path(__file__).parent)])
+    here = Path(__file__).parent
+    support = Path(study_runs.__file__).parent
+    path = os.pathsep.join(map(str, [EXAMPLES, here, support]))
     worker = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(WORKER), str(folder)],
         env=os.environ | {"PYTHONPATH": path},
