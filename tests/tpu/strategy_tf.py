@@ -20,7 +20,6 @@ from tensorflow.python.tpu.topology import Topology
 from tensorflow.python.tpu.tpu_system_metadata import TPUSystemMetadata
 
 import keras_istar
-from keras_istar._src.compat import distribution
 from keras_istar._src.score import moments
 
 REPLICAS = 4
@@ -161,7 +160,7 @@ def _one_sum_a_state(*states):
     with tf.GradientTape() as tape:
         tape.watch(states)
         parts = [
-            distribution.sum_over_replicas(moments.token_moments(state))
+            moments.sum_over_replicas(moments.token_moments(state))
             for state in states
         ]
         loss = tf.reduce_sum(moments.combine(parts).scatter ** 2)
