@@ -65,8 +65,12 @@ class StatesPass:
         )
         with strategy_scope(model):
             self._accumulator = _Accumulator(model, layers, make_statistic)
+            # On JAX an optimizer gets variables even for an evaluation. This
+            # one has none that grow with the model.
             self._accumulator.compile(
-                run_eagerly=model.run_eagerly, jit_compile=model.jit_compile
+                "sgd",
+                run_eagerly=model.run_eagerly,
+                jit_compile=model.jit_compile,
             )
 
     def run(self) -> dict[keras.layers.Layer, list[Any]]:
