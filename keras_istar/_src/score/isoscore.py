@@ -126,7 +126,8 @@ def isoscore_star(
     # The spread of points near the largest float is infinite.
     batch = batch / ops.square(ops.maximum(width / spread, 1.0))
     target = target / unit / unit
-    shrinkage = ops.cast(shrinkage, batch.dtype)
+    if not isinstance(shrinkage, float):  # `cast` would round it to float32.
+        shrinkage = ops.cast(shrinkage, batch.dtype)
     return unchecked_isoscore(moments.shrink(batch, target, shrinkage))
 
 
