@@ -1,6 +1,6 @@
 """Kills training, saving and downloads at random moments, and runs them again.
 
-    python tests/faults/kill.py --kills 30 --seed 0
+    python tests/support/faults/kill.py --kills 30 --seed 0
 
 Every scenario ends with a run that nobody kills, whose result must be that of
 a run that never was. Needs the TensorFlow backend and `os.fork`.

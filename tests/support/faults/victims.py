@@ -121,7 +121,7 @@ def save(folder, say):
     weights = values(model.trainable_weights)
     expected = {
         "model.keras": weights,
-        "model.weights.h5": weights + values(layer.estimates()),
+        "model.weights.h5": weights + values(estimates(layer)),
     }
     files = {
         "model.keras": (model.save, load_model),
@@ -162,11 +162,16 @@ def load_model(path):
 def load_weights(path):
     """The weights and Σ_S of an attached model that reads the file."""
     model, layer = make_model(width=256)
-    variables = [*model.trainable_weights, *layer.estimates()]
+    variables = [*model.trainable_weights, *estimates(layer)]
     for variable in variables:
         variable.assign(variable + 1.0)
     model.load_weights(path)
     return values(variables)
+
+
+def estimates(layer):
+    """What files hold of a layer that is attached."""
+    return [layer.shrinkage_covariance, layer.has_shrinkage_covariance]
 
 
 def values(variables):
