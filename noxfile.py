@@ -1,30 +1,47 @@
-"""All tests, slow ones too, at both ends of what pyproject.toml allows.
+"""Sessions that test the package; `nox` runs the tests at both ends.
 
     pip install "nox[uv]" && nox
-    nox -s newest -- --cov --cov-fail-under=100  # fails unless all lines run
+    nox -s quick                                 # A minute or two.
+    nox -s newest -- --cov --cov-fail-under=100  # Fails unless all lines run.
 
-uv takes each bound there at its word: what it installs for `oldest` is the
-lower bound itself.
+Both ends are those of the bounds in pyproject.toml. uv takes each bound at its
+word: what it installs for `oldest` is the lower bound itself.
 """
 
 import nox
 
 nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["oldest", "newest"]
+
+
+PYTEST = ["python", "-m", "pytest", "-n", "2", "--dist", "loadfile"]
+QUICK = [
+    *("-m", "not (tpu or slow or processes)", "--hypothesis-profile=quick"),
+    *("tests/validation", "tests/score", "tests/layers", "tests/measure"),
+]
 
 
 @nox.session(python="3.11")
 def oldest(session: nox.Session) -> None:
-    """The lower bounds, that of Python among them."""
-    _test(session, "lowest-direct")
+    """Runs all tests, slow ones too, on the lower bounds."""
+    _test_all(session, "lowest-direct")
 
 
 @nox.session
 def newest(session: nox.Session) -> None:
-    """Whatever is newest."""
-    _test(session, "highest")
+    """Runs all tests, slow ones too, on the newest of everything."""
+    _test_all(session, "highest")
 
 
-def _test(session, resolution):
+@nox.session(reuse_venv=True)
+def quick(session: nox.Session) -> None:
+    """Runs the short tests of functions, layers and `measure`."""
+    session.install("-e", ".[test]")
+    session.run(*PYTEST, *QUICK, *session.posargs)
+
+
+def _test_all(session, resolution):
     session.install("--resolution", resolution, "-e", ".[test]")
-    pytest = ["python", "-m", "pytest", "-n", "2", "-m", "not tpu"]
-    session.run(*pytest, *session.posargs)
+    session.run(*PYTEST, "-m", "not tpu", *session.posargs)
+    session.run("python", "-m", "pytest", "--doctest-modules", "keras_istar")
+    session.run("python", "-m", "pytest", "-rs", "docs", "README.md")

@@ -45,7 +45,7 @@ causal_lm.fit(x, y, epochs=10, verbose=0)
 
 def show(moment):
     print(f"loss {moment}: {causal_lm.evaluate(x, y, verbose=0)[0]:.3f}")
-    report = keras_istar.measure(causal_lm, x, metrics=["isoscore"], verbose=0)
+    report = keras_istar.measure(causal_lm, x, measures=["isoscore"], verbose=0)
     for row in report.rows:
         print(f"IsoScore of {row.layer} {moment}: {row.values['isoscore']:.3f}")
     # The mask says which words are given; the others are generated.

@@ -57,7 +57,7 @@ classifier.compile(
 def show(moment):
     _, accuracy = classifier.evaluate(texts[400:], labels[400:], verbose=0)
     report = keras_istar.measure(
-        classifier, texts[400:], metrics=["isoscore"], verbose=0
+        classifier, texts[400:], measures=["isoscore"], verbose=0
     )
     print(f"accuracy {moment}: {accuracy:.3f}")
     for row in report.rows:

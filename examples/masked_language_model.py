@@ -58,7 +58,7 @@ masked_lm.compile(
 def show(moment):
     results = masked_lm.evaluate(texts[250:], return_dict=True, verbose=0)
     report = keras_istar.measure(
-        masked_lm, texts[250:], metrics=["isoscore"], verbose=0
+        masked_lm, texts[250:], measures=["isoscore"], verbose=0
     )
     print(f"masked words found {moment}: {results['accuracy']:.3f}")
     for row in report.rows:

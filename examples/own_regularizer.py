@@ -12,20 +12,15 @@ from keras import ops
 
 import keras_istar
 
-# import line changes
-from keras_istar.regularization import HiddenStateRegularization
-
 
 @keras.saving.register_keras_serializable(package="my_project")
-class Decorrelation(HiddenStateRegularization):
+class Decorrelation(keras_istar.HiddenStateRegularization):
     default_layers = -1  # If `attach_regularizer` is given no layers.
-    default_name = "decorrelation"
-    measure_name = "correlation"  # Both of these are keys in the logs.
-    penalty_name = "correlation_penalty"
+    measure_name = "correlation"  # The key in the logs.
 
-    def measure(self, states, masks):
+    def measure(self, hidden_states, masks):
         """Mean squared correlation of the features of the last state."""
-        tokens = ops.reshape(states[-1], (-1, self.dim))
+        tokens = ops.reshape(hidden_states[-1], (-1, self.dim))
         weights = ops.ones_like(tokens[:, :1])
         if masks[-1] is not None:  # Ones for tokens, zeros for padding.
             weights = ops.cast(ops.reshape(masks[-1], (-1, 1)), tokens.dtype)
@@ -37,9 +32,9 @@ class Decorrelation(HiddenStateRegularization):
         off_diagonal = ops.sum(squares) - ops.sum(ops.diagonal(squares))
         return off_diagonal / (self.dim * (self.dim - 1))
 
-    def loss(self, measured):
+    def loss(self, measure):
         """What the strength multiplies: here the measure itself."""
-        return measured
+        return measure
 
 
 rng = np.random.default_rng(0)

@@ -32,7 +32,7 @@ def make_model():
 def isotropy(model):
     """IsoScore of each layer and of both together: 0 is a line, 1 a ball."""
     report = keras_istar.measure(
-        model, x_test, BLOCKS, metrics=["isoscore"], verbose=0
+        model, x_test, BLOCKS, measures=["isoscore"], verbose=0
     )
     return "".join(f"{row.values['isoscore']:9.3f}" for row in report.rows)
 

@@ -9,22 +9,26 @@ import hypothesis
 import keras
 import numpy as np
 import pytest
+from vocabulary import VOCABULARY
 
 BACKEND = keras.backend.backend()
-VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-VOCABULARY += "a the film plot cast is was very not good bad fine dull".split()
 
 
-# The same examples every time, but with `--hypothesis-profile random`.
+# The same examples every time, but with `--hypothesis-profile random`; few of
+# them with `--hypothesis-profile quick`.
 hypothesis.settings.register_profile(
     "random",
     deadline=None,
     derandomize=False,
+    max_examples=1000,  # Tests that take fewer say so.
     print_blob=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.register_profile(
     "fixed", hypothesis.settings.get_profile("random"), derandomize=True
+)
+hypothesis.settings.register_profile(
+    "quick", hypothesis.settings.get_profile("fixed"), max_examples=15
 )
 hypothesis.settings.load_profile("fixed")
 
@@ -202,13 +206,13 @@ def make_report(rng):
 
 
 def _report_row(rng, layer, values):
-    from keras_istar.report import LayerIsotropy
+    from keras_istar import LayerIsotropy
 
     variances = rng.uniform(0.5, 1.5, size=12)
     variances[3] = 30.0
     return LayerIsotropy(
         layer=layer,
-        points=1234,
+        tokens=1234,
         values={"isoscore": rng.uniform(), "mean_norm": rng.uniform()} | values,
         spectrum=np.sort(rng.uniform(0.1, 9, size=12))[::-1].tolist(),
         means=rng.normal(size=12).tolist(),
@@ -273,7 +277,7 @@ def _check_precision(cls, init, x):
         narrow = keras.ops.cast(x, dtype)
         output = layer(narrow, training=True)
         assert keras.backend.standardize_dtype(output.dtype) == dtype
-        assert {weight.dtype for weight in layer.weights} == {"float32"}
+        assert {x.dtype for x in layer.variables} <= {"float32", "uint32"}
         assert bool(keras.ops.all(keras.ops.isfinite(layer.losses[0])))
 
 

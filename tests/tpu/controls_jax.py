@@ -11,7 +11,7 @@ from sizes import LAYERS
 from sizes import TOKENS_PER_CHIP
 
 import keras_istar
-from keras_istar import moments
+from keras_istar._src.score import moments
 
 TOPOLOGY = "v5e:2x2"
 

@@ -20,8 +20,8 @@ from tensorflow.python.tpu.topology import Topology
 from tensorflow.python.tpu.tpu_system_metadata import TPUSystemMetadata
 
 import keras_istar
-from keras_istar import distribution
-from keras_istar import moments
+from keras_istar._src.compat import distribution
+from keras_istar._src.score import moments
 
 REPLICAS = 4
 

@@ -1,0 +1,1 @@
+"""Measures what the penalty costs; see `python benchmarks --help`."""

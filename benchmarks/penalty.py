@@ -1,0 +1,217 @@
+"""The penalty alone, forward and backward, against floors and other ways."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+import keras_istar
+from benchmarks import backends
+from benchmarks.backends import BACKEND
+from benchmarks.report import Row
+from benchmarks.report import timing_row
+from benchmarks.timing import alternate
+from benchmarks.timing import milliseconds
+
+_OURS = "keras_istar"
+_ARITHMETIC = "arithmetic floor"
+_TRAFFIC = "reading and writing the states"
+_TORCH_COMPILE = "keras_istar, torch.compile"
+_EIGH = "concatenate, covariance, eigenvalues, autodiff"
+_TOKENS_IN_A_STATE = 4096  # A batch of 32 sentences of length 128.
+
+
+class _Case(NamedTuple):
+    tokens: int
+    dim: int
+    dtype: str = "float32"
+
+
+def rows(device: str, tiny: bool) -> list[Row]:
+    """Rows for each number of tokens, width and dtype."""
+    # At this size of a product, and of a copy, the device shows its rates.
+    edge = 64 if tiny else 8192 if device == "gpu" else 3072
+    return [
+        row
+        for case in _cases(device, tiny)
+        for row in _case_rows(case, device, edge)
+    ]
+
+
+def _cases(device, tiny):
+    if device == "cpu":
+        sizes = (64, 128) if tiny else (512, 4096, 49_152)
+        widths = (8, 16) if tiny else (384, 768, 2048)
+        return [_Case(n, dim) for n in sizes for dim in widths]
+    sizes, dtypes = [(4096, 768), (49_152, 768), (49_152, 2048)], ("float32",)
+    if BACKEND == "jax":
+        sizes += [(49_152, 384), (49_152, 4096), (393_216, 768)]
+        dtypes += ("bfloat16",)
+    if tiny:
+        sizes = [(64, 8)]
+    return [_Case(*size, dtype) for size in sorted(sizes) for dtype in dtypes]
+
+
+def _case_rows(case, device, edge):
+    states = hidden_states(*case)
+    others = _other_ways(case, device, states)
+    square = ops.ones((edge, edge), case.dtype)
+    copied = ops.ones((4 * edge, edge), case.dtype)
+    sides = {
+        _OURS: backends.compiled_gradient(penalty(states), states),
+        _ARITHMETIC: backends.compiled(ops.matmul, square, square),
+        _TRAFFIC: backends.compiled(lambda x: x * 2, copied),
+    }
+    budget, shortest = (20.0, 0.0) if device == "cpu" else (2.0, 0.01)
+    seconds = alternate(sides | others, 25, budget, shortest)
+    # 4 n d² operations at the rate of the large product's 2 edge³.
+    size = case.tokens * case.dim
+    _scale(seconds, _ARITHMETIC, 2 * size * case.dim / edge**3)
+    # Both passes read n d numbers, and the backward pass writes as many; the
+    # copy reads and writes.
+    _scale(seconds, _TRAFFIC, 1.5 * size / (4 * edge**2))
+    floors = (_ARITHMETIC, _TRAFFIC)
+    higher = max(floors, key=lambda side: milliseconds(seconds[side]))
+    name = f"n = {case.tokens:,}, d = {case.dim:,}"
+    if device == "gpu":
+        name += f", {case.dtype}, {backends.FRAMEWORK}"
+    rows = []
+    for floor in floors:
+        limit = _at_most(case, device) if floor == higher else None
+        rows.append(timing_row(name, seconds, _OURS, floor, at_most=limit))
+    for side in others:
+        limit = None if side == _TORCH_COMPILE else _at_least(case, device)
+        rows.append(timing_row(name, seconds, side, _OURS, at_least=limit))
+    return rows
+
+
+def _scale(seconds, side, factor):
+    seconds[side] = [run.times(factor) for run in seconds[side]]
+
+
+def _at_most(case, device):
+    """Largest multiple of the higher floor."""
+    if case.tokens < 49_152 or BACKEND == "torch":
+        return None
+    if device == "cpu" or case.dim >= 2048:
+        return 1.5
+    return 2.5 if case.dim >= 768 else None
+
+
+def _at_least(case, device):
+    """Smallest multiple of our time that other ways take."""
+    if device == "cpu":
+        return 3.0 if case.tokens == 4096 else 1.0
+    if BACKEND == "torch":
+        return 3.0
+    return 20.0 if case.dim == 768 else None
+
+
+def penalty(states: list) -> Callable[[list], object]:
+    """The attached layer's penalty as a function of states like these."""
+    layer = keras_istar.IStarRegularization(strength=1.0)
+    layer(states)  # Builds it.
+
+    def function(states):
+        layer(states, training=True)
+        return layer.losses[-1]
+
+    return function
+
+
+def hidden_states(
+    n: int, dim: int, dtype: str = "float32", width: int = _TOKENS_IN_A_STATE
+) -> list:
+    """Random states with `n` tokens in all, at most `width` in each."""
+    spread = ops.exp(keras.random.normal((dim,), seed=0))
+    shape = (min(n, width), dim)
+    return [
+        ops.cast(spread * keras.random.normal(shape, seed=1 + i), dtype)
+        for i in range(max(1, n // width))
+    ]
+
+
+def _other_ways(case, device, states):
+    """Functions that compute the same, or nearly so."""
+    ways = {}
+    if BACKEND == "torch":
+        ways[_TORCH_COMPILE] = backends.compiled_gradient(
+            penalty(states), states, torch_compile=True
+        )
+    # On a GPU, larger ones would take longer than all the rest.
+    if device == "gpu" and (case.tokens > 49_152 or case.dim > 2048):
+        return ways
+    ways[_EIGH] = backends.compiled_gradient(textbook_score, states)
+    if case.dtype == "float32" and importlib.util.find_spec("IsoScore"):
+        where, run = _isoscore_package(states)
+        ways[f"IsoScore 2.0.1 (PyTorch on {where})"] = run
+    return ways
+
+
+def textbook_score(states: list):
+    """IsoScore as published: one cloud, its covariance, its eigenvalues."""
+    points = ops.cast(ops.concatenate(states), "float32")
+    points = points - ops.mean(points, axis=0)
+    n, dim = points.shape
+    covariance = ops.matmul(ops.transpose(points), points) / (n - 1)
+    values = ops.eigh(covariance)[0]
+    normalized = np.sqrt(dim) * values / ops.norm(values)
+    defect = ops.norm(normalized - 1.0) / np.sqrt(2.0 * (dim - np.sqrt(dim)))
+    used = ops.square(dim - defect**2 * (dim - np.sqrt(dim))) / dim**2
+    return (dim * used - 1.0) / (dim - 1.0)
+
+
+def _isoscore_package(states):
+    """Device, and the published implementation with its gradient there."""
+    import torch
+    from IsoScore.IsoScore import istar
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    points = np.concatenate([ops.convert_to_numpy(s) for s in states])
+    cloud = torch.tensor(points, device=device)
+    identity = torch.eye(cloud.shape[1], device=device)
+    score = istar().IsoScore_star
+
+    def call():
+        leaf = cloud.clone().requires_grad_()
+        score(leaf, identity, 0.2, is_eval=False).backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return ("GPU" if device == "cuda" else "CPU"), backends.repeated(call)
+
+
+def growth(device: str, tiny: bool) -> list[Row]:
+    """Exponents fitted to times: a row each for layers, tokens and width."""
+    if tiny:
+        series = {
+            "layers": [(k, k * 32, 8, 32) for k in (1, 2)],
+            "tokens": [(n, n, 8, n) for n in (32, 64)],
+            "width": [(d, 32, d, 32) for d in (8, 16)],
+        }
+    else:
+        tokens = (4096, 8192, 16_384, 32_768)
+        widths = (512, 768, 1024, 1536, 2048)
+        series = {
+            "layers": [(k, k * 4096, 384, 4096) for k in (3, 6, 12, 24)],
+            "tokens": [(n, n, 768, n) for n in tokens],
+            "width": [(d, 8192, d, 8192) for d in widths],
+        }
+    return [_fit(what, sizes) for what, sizes in series.items()]
+
+
+def _fit(what, sizes):
+    """Slope of the logarithm of time over that of what grows."""
+    sides = {}
+    for grown, n, dim, width in sizes:
+        states = hidden_states(n, dim, width=width)
+        sides[grown] = backends.compiled_gradient(penalty(states), states)
+    seconds = alternate(sides, rounds=15, budget=30.0)
+    times = [milliseconds(seconds[grown]) for grown in sides]
+    slope = np.polyfit(np.log(list(sides)), np.log(times), 1)[0]
+    case = f"{what} from {sizes[0][0]:,} to {sizes[-1][0]:,}"
+    side = ", ".join(f"{time:.3g}" for time in times) + " ms"
+    return Row(case, side, float(slope), "exponent")

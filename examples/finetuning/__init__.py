@@ -1,0 +1,1 @@
+"""Data, classifiers and the recipe that `finetune.py` and the study share."""

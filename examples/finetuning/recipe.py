@@ -1,0 +1,329 @@
+"""Fine-tuning a KerasHub classifier, from data to figures.
+
+The new head is trained first, on the features of the encoder as it is. While
+the head is random, the task's gradient is no match for that of the penalty,
+and a negative strength erases features before the head has found them. See
+Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
+Out-of-Distribution", ICLR 2022.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+import keras_istar
+from finetuning import regularizers
+from finetuning.data import Examples
+from finetuning.data import TextData
+from finetuning.scores import score
+from finetuning.settings import Method
+from finetuning.settings import Recipe
+from finetuning.tokens import Batches
+from finetuning.tokens import Tokens
+from finetuning.tokens import tokenize
+
+_HEAD_LEARNING_RATE = 5e-3
+
+
+class Evaluation(NamedTuple):
+    """Figures of a classifier on the test part.
+
+    Attributes:
+        scores: The task's scores, by name.
+        isotropy: Measures of the `union` of the states and of each of them.
+    """
+
+    scores: dict[str, float]
+    isotropy: dict[str, dict[str, float]]
+
+
+class Figures(NamedTuple):
+    """Figures of a fine-tuning.
+
+    Attributes:
+        before: With the head trained, and the encoder as it was.
+        after: With all trained.
+        epochs: The logs of every epoch.
+        num_steps: Training steps.
+        num_examples: Examples of each part.
+        seconds: Time of the training, without that of the head.
+    """
+
+    before: Evaluation
+    after: Evaluation
+    epochs: list[dict[str, float]]
+    num_steps: int
+    num_examples: dict[str, int]
+    seconds: float
+
+
+class _Parts(NamedTuple):
+    train: Tokens
+    validation: Tokens
+    test: Tokens
+    measured: Tokens
+
+
+def finetune(
+    task: Any,
+    data: TextData,
+    recipe: Recipe,
+    method: Method,
+    seed: int,
+    *,
+    layers: Sequence[int | str] = ("all",),
+    measures: Sequence[str] = ("isoscore",),
+    are_alike: bool = False,
+    log_dir: str | None = None,
+    verbose: int = 1,
+) -> Figures:
+    """Trains a new classifier, and leaves it as a plain KerasHub classifier.
+
+    Args:
+        task: What `classifiers.load_classifier` has returned.
+        data: What to learn.
+        recipe: How.
+        method: With which regularizer.
+        seed: Of the subset of the examples and their order. The seed of the
+            head and of dropout is that of Keras.
+        layers: The states to measure, and to log the isotropy of if the method
+            is not I-STAR, as for `keras_istar.attach`.
+        measures: Measures of them, as for `keras_istar.measure`.
+        are_alike: Whether all batches must have one shape, see `Batches`.
+        log_dir: Where to write TensorBoard's logs, None for nowhere.
+        verbose: 0 prints nothing, 1 what is done and how far it is.
+
+    Raises:
+        UserError: If the model has no such layers.
+        RuntimeError: If the loss is not finite.
+    """
+    layer = regularizers.attach(task, method, layers)
+    preprocessor, task.preprocessor = task.preprocessor, None
+    parts = _tokenize(preprocessor, data, recipe, seed)
+    batches = Batches(recipe.batch_size, are_alike)
+
+    def evaluate():
+        scores = predict_and_score(task, data, parts.test, batches, verbose)
+        measured = batches.for_inference(parts.measured)
+        return Evaluation(scores, measure(task, measured, layers, measures))
+
+    say = print if verbose else _say_nothing
+    if recipe.head_steps:
+        say("\nTraining the head, on features of the training texts:")
+        train_head(task, parts.train, batches, recipe, verbose)
+    say("\nThe test part before fine-tuning:")
+    before = evaluate()
+    say(
+        "\nFine-tuning. Before the first epoch and after each, a pass over the "
+        "training texts takes\nthe covariance of their hidden states:"
+    )
+    passes = regularizers.callbacks_for(
+        method,
+        layer,
+        batches.for_inference(parts.train),
+        recipe.max_points,
+        verbose=verbose,
+        log_dir=log_dir,
+    )
+    validation = _Validation(data, parts.validation, batches)
+    callbacks = [*passes, validation, *_tensorboard(log_dir)]
+    start = time.monotonic()
+    epochs = fit(task, parts.train, batches, recipe, seed, callbacks, verbose)
+    seconds = time.monotonic() - start
+    # IsoScore* now shrinks towards the same target, the isotropic one, after
+    # all methods.
+    regularizers.detach(task, layer)
+    say("\nThe test part after fine-tuning:")
+    after = evaluate()
+    task.preprocessor = preprocessor
+    sizes = {name: len(part.labels) for name, part in parts._asdict().items()}
+    num_steps = recipe.epochs * batches.count(parts.train)
+    return Figures(before, after, epochs, num_steps, sizes, seconds)
+
+
+def _say_nothing(text):
+    pass
+
+
+def _tokenize(preprocessor, data, recipe, seed):
+    train, validation, test = (
+        tokenize(preprocessor, examples)
+        for examples in (
+            subset(data.train, recipe.limit, seed),
+            first(data.validation, recipe.validation_limit),
+            first(data.test, recipe.test_limit),
+        )
+    )
+    measured = test.take(slice(recipe.measured_texts))
+    return _Parts(
+        train, validation.by_length(), test.by_length(), measured.by_length()
+    )
+
+
+def subset(examples: Examples, limit: int | None, seed: int) -> Examples:
+    """Examples drawn at random; those of a lower limit come first."""
+    order = np.random.default_rng(seed).permutation(len(examples.labels))
+    return _choose(examples, order[:limit])
+
+
+def first(examples: Examples, limit: int | None) -> Examples:
+    """The first examples, the same in every run."""
+    return _choose(examples, range(len(examples.labels))[:limit])
+
+
+def _choose(examples, order):
+    texts, labels = examples
+    if isinstance(texts, tuple):
+        chosen = tuple([column[i] for i in order] for column in texts)
+    else:
+        chosen = [texts[i] for i in order]
+    return Examples(chosen, [labels[i] for i in order])
+
+
+def train_head(
+    task: Any, train: Tokens, batches: Batches, recipe: Recipe, verbose: int
+) -> None:
+    """Trains all but the encoder, through IsoBN if that is attached.
+
+    The encoder runs once, without dropout; its features then serve for as many
+    steps as the head needs, which with few examples are many passes. The
+    penalty has no part in it: it depends on the encoder alone.
+    """
+    features = _first_head_layer(task).input
+    encoder = keras.Model(task.inputs, features)
+    head = keras.Model(features, task.output)
+    found = encoder.predict(batches.for_inference(train), verbose=verbose)
+    steps = batches.count(train)
+    epochs = math.ceil(recipe.head_steps / steps)
+    _compile(head, _adam(_HEAD_LEARNING_RATE, epochs * steps), batches)
+    head.fit(
+        found,
+        train.labels[: len(found)],
+        batch_size=batches.size,
+        epochs=epochs,
+        verbose=verbose,
+        callbacks=[keras.callbacks.TerminateOnNaN(raise_error=True)],
+    )
+
+
+def _first_head_layer(task):
+    """The first layer of the task that is neither its input nor its encoder."""
+    return next(
+        layer
+        for layer in task.layers
+        if layer is not task.backbone
+        and not isinstance(layer, keras.layers.InputLayer)
+    )
+
+
+def fit(
+    task: Any,
+    train: Tokens,
+    batches: Batches,
+    recipe: Recipe,
+    seed: int,
+    callbacks: Sequence[keras.callbacks.Callback],
+    verbose: int,
+) -> list[dict[str, float]]:
+    """Trains everything, and returns the logs of every epoch."""
+    steps = recipe.epochs * batches.count(train)
+    _compile(task, make_optimizer(recipe, steps), batches)
+    history = task.fit(
+        batches.for_training(train, seed),
+        epochs=recipe.epochs,
+        shuffle=False,  # The batches are in a new order every epoch.
+        verbose=verbose,
+        callbacks=[
+            *callbacks,
+            keras.callbacks.TerminateOnNaN(raise_error=True),
+        ],
+    ).history
+    return [
+        {name: float(values[epoch]) for name, values in history.items()}
+        for epoch in range(recipe.epochs)
+    ]
+
+
+def _tensorboard(log_dir):
+    return [] if log_dir is None else [keras.callbacks.TensorBoard(log_dir)]
+
+
+def _compile(model, optimizer, batches):
+    is_number = model.output.shape[-1] == 1
+    model.compile(
+        optimizer=optimizer,
+        loss="mse"
+        if is_number
+        else keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[] if is_number else ["accuracy"],
+        # XLA would compile for every length of a batch.
+        jit_compile="auto" if batches.are_alike else False,
+    )
+
+
+def make_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
+    """The optimizer of a recipe for so many steps."""
+    if recipe.optimizer == "adamw":
+        return keras.optimizers.AdamW(recipe.learning_rate)
+    return _adam(recipe.learning_rate, steps)
+
+
+def _adam(learning_rate, steps):
+    """Adam with a warm-up, see `Recipe`."""
+    warmup = max(steps // 10, 1)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0,
+        max(steps - warmup, 1),
+        warmup_target=learning_rate,
+        warmup_steps=warmup,
+    )
+    return keras.optimizers.Adam(schedule)
+
+
+class _Validation(keras.callbacks.Callback):
+    """Logs the scores of the validation part after every epoch."""
+
+    def __init__(self, data, tokens, batches):
+        super().__init__()
+        self._arguments = data, tokens, batches
+
+    def on_epoch_end(self, epoch, logs=None):
+        scores = predict_and_score(self.model, *self._arguments, verbose=0)
+        logs.update({f"val_{name}": value for name, value in scores.items()})
+
+
+def predict_and_score(
+    model: keras.Model,
+    data: TextData,
+    tokens: Tokens,
+    batches: Batches,
+    verbose: int = 0,
+) -> dict[str, float]:
+    """Scores of a model on some examples, by name."""
+    outputs = model.predict(batches.for_inference(tokens), verbose=verbose)
+    return score(data.scores, outputs, tokens.labels[: len(outputs)])
+
+
+def measure(
+    model: keras.Model,
+    batches: Any,
+    layers: Sequence[int | str],
+    measures: Sequence[str],
+) -> dict[str, dict[str, float]]:
+    """Measures of each state and of their union, by name."""
+    report = keras_istar.measure(
+        model,
+        batches,
+        list(layers),
+        measures=list(measures),
+        max_tokens=None,
+        verbose=0,
+    )
+    return {
+        row.layer: {"tokens": row.tokens, **row.values} for row in report.rows
+    }

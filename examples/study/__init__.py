@@ -1,0 +1,1 @@
+"""Fine-tuning with many regularizers, tasks and seeds."""

@@ -1,0 +1,187 @@
+"""Pictures of a study, one panel for each setting."""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from finetuning.settings import SKIP_PADDING
+from finetuning.settings import Method
+from matplotlib import color_sequences
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from study.grid import Run
+from study.grid import is_plain
+from study.grid import settings
+from study.grid import spell
+
+Record = dict[str, Any]
+
+_BLUE_AND_ORANGE = 2  # The first colors of tab10: they mean strengths here.
+_OTHER_COLORS = (
+    *color_sequences["tab10"][_BLUE_AND_ORANGE:],
+    *color_sequences["tab20b"],
+)
+_MARKERS = "osD^vP*X"
+_MOST_TICKS = 5
+
+
+def draw(records: list[Record]) -> dict[str, Figure]:
+    """The figures of a study by the name of their file.
+
+    Args:
+        records: Of runs that have not failed.
+    """
+    return {
+        "score_by_isotropy": _panels(records, _score_by_isotropy),
+        "dimension_by_layer": _panels(records, _dimension_by_layer),
+        "isotropy_by_epoch": _panels(records, _isotropy_by_epoch),
+    }
+
+
+def _panels(records, draw_panel: Callable) -> Figure:
+    runs = [Run.from_dict(record["run"]) for record in records]
+    styles = _styles({run.method for run in runs})
+    names = settings(runs)
+    groups: dict[str, list] = {name: [] for name in names.values()}
+    for run, record in zip(runs, records, strict=True):
+        groups[names[run.task, run.recipe]].append((run.method, record))
+    is_long = len(styles) > 7  # A legend of many lines stands at the side.
+    width = 3.6 * len(groups) + 2.6 * is_long
+    figure = Figure(figsize=(width, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    handles = {}
+    for axis, (name, group) in zip(axes, groups.items(), strict=True):
+        draw_panel(axis, group, styles)
+        axis.set_title(name)
+        axis.spines[["top", "right"]].set_visible(False)
+        lines, labels = axis.get_legend_handles_labels()
+        handles.update(zip(labels, lines, strict=True))
+    shown = [name for name in styles if name in handles]
+    figure.legend(
+        [handles[name] for name in shown],
+        shown,
+        loc="outside right center" if is_long else "outside lower center",
+        ncols=1 if is_long else min(len(styles), 2 + 3 * len(groups)),
+        frameon=False,
+    )
+    return figure
+
+
+def _by_method(group, value: Callable[[Method, Record], Any]):
+    """Values of all seeds of each method `(seeds, ...)`."""
+    values: dict[str, list] = {}
+    for method, record in group:
+        found = value(method, record)
+        if found is not None:
+            values.setdefault(spell(method), []).append(found)
+    return {name: np.array(seeds, "float64") for name, seeds in values.items()}
+
+
+def _score_by_isotropy(axis, group, styles):
+    points = _by_method(
+        group,
+        lambda _, record: (
+            record["isotropy"]["after"]["union"]["isoscore_star"],
+            record["test"]["end"]["score"],
+        ),
+    )
+    for name, seeds in points.items():
+        style = styles[name] | {"linestyle": ""}
+        axis.plot(*seeds.T, alpha=0.35, **style)
+        axis.plot(*seeds.mean(axis=0), markersize=11, label=name, **style)
+    axis.xaxis.set_major_locator(MaxNLocator(_MOST_TICKS))
+    axis.set_xlabel(
+        "IsoScore* towards tr(Σ)/d·I, ζ = 0.2,\nall layers, after training"
+    )
+    axis.set_ylabel("test score")
+
+
+def _dimension_by_layer(axis, group, styles):
+    for name, seeds in _by_method(group, _dimensions).items():
+        _draw_mean(axis, range(seeds.shape[1]), seeds, name, styles)
+    axis.set_xlabel("layer")
+    axis.set_ylabel("TwoNN dimension, after training")
+
+
+def _dimensions(_, record):
+    states = record["isotropy"]["after"]
+    values = [
+        state["twonn_dimension"]
+        for name, state in states.items()
+        if name != "union"
+    ]
+    return [math.nan if value is None else value for value in values]
+
+
+def _isotropy_by_epoch(axis, group, styles):
+    for name, seeds in _by_method(group, _union_scores).items():
+        _draw_mean(axis, range(1, seeds.shape[1] + 1), seeds, name, styles)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("IsoScore of training tokens")
+
+
+def _union_scores(method, record):
+    """IsoScore of all layers after every epoch, None if not logged.
+
+    The one before training is of test texts, whose tokens are others: it does
+    not belong into this curve. Nor does that of some layers, or of padding.
+    """
+    is_whole = method.regularizer != "istar" or (
+        method.layers == ("all",) and method.padding == SKIP_PADDING
+    )
+    scores = [epoch.get("isoscore_union") for epoch in record["epochs"]]
+    return scores if is_whole and None not in scores else None
+
+
+def _draw_mean(axis, x, seeds, name, styles):
+    """Mean over the seeds, and a band of one standard deviation."""
+    mean = pd.DataFrame(seeds).mean().to_numpy()
+    deviation = pd.DataFrame(seeds).std().fillna(0.0).to_numpy()
+    style = styles[name]
+    axis.plot(x, mean, label=name, **style)
+    axis.fill_between(
+        x,
+        mean - deviation,
+        mean + deviation,
+        color=style["color"],
+        alpha=0.15,
+        linewidth=0,
+    )
+    # Without the last argument, one epoch has ticks at fractions of it.
+    axis.xaxis.set_major_locator(
+        MaxNLocator(_MOST_TICKS, integer=True, min_n_ticks=1)
+    )
+
+
+def _styles(methods: set[Method]) -> dict[str, dict[str, Any]]:
+    """Color and marker of every method by its name, in order of strength.
+
+    I-STAR with its defaults is orange for strengths below 0, black for 0 and
+    blue above, the darker the stronger.
+    """
+    ordered = sorted(
+        methods,
+        key=lambda x: (x.regularizer != "istar", x.strength or 0.0, spell(x)),
+    )
+    plain = [method for method in ordered if is_plain(method)]
+    below = [method for method in plain if method.strength < 0]
+    above = [method for method in reversed(plain) if method.strength > 0]
+    others = [method for method in ordered if not is_plain(method)]
+    colors = dict.fromkeys(plain, (0.0, 0.0, 0.0, 1.0))
+    colors |= zip(below, _shades("Oranges", len(below)), strict=True)
+    colors |= zip(above, _shades("Blues", len(above)), strict=True)
+    colors |= zip(others, itertools.cycle(_OTHER_COLORS), strict=False)
+    markers = zip(ordered, itertools.cycle(_MARKERS), strict=False)
+    return {
+        spell(method): {"color": colors[method], "marker": marker}
+        for method, marker in markers
+    }
+
+
+def _shades(colormap, count):
+    return map(tuple, colormaps[colormap](np.linspace(0.9, 0.45, count)))

@@ -1,0 +1,447 @@
+"""One line that regularizes a model: `attach`, and its undoing, `detach`."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_istar._src import validation
+from keras_istar._src.attach.find_states import HiddenStates
+from keras_istar._src.attach.find_states import Layers
+from keras_istar._src.attach.find_states import check_functional
+from keras_istar._src.attach.find_states import find_embedding
+from keras_istar._src.attach.find_states import find_states
+from keras_istar._src.attach.padding import Mask
+from keras_istar._src.compat import jax_trainer
+from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat.distribution import strategy_scope
+from keras_istar._src.layers.base import HiddenStateRegularization
+from keras_istar._src.layers.isobn import IsotropicBatchNormalization
+from keras_istar._src.layers.istar import IStarRegularization
+from keras_istar._src.layers.probe import Probe
+from keras_istar._src.layers.probe import current_recorder
+
+
+def attach(
+    model: keras.Model,
+    layers: Layers = "all",
+    strength: float = -1.0,
+    shrinkage: float = 0.2,
+    momentum: float | None = None,
+    mask: Mask = None,
+    **options: Any,
+) -> IStarRegularization:
+    """Regularizes hidden states of a model, in place.
+
+    The model keeps its type, layers, config, compile state and outputs, bit
+    for bit; while it trains, `strength * (1 - IsoScore*)` of the chosen states
+    joins its loss. Files written from it load in plain Keras and KerasHub,
+    which ignore the one thing added: the estimate Σ_S in weight files.
+
+    Blocks are the layers made of layers that map hidden states
+    `(batch, length, dim)` to hidden states of the same shape, such as the
+    encoder or decoder layers of a KerasHub backbone. The embedding output is
+    not one. A block called several times (ALBERT) counts once a call. Where a
+    composite layer calls the blocks, as in a Vision Transformer, each of them
+    is taken, not the composite layer.
+
+    Blocks and names are looked for in the model, then in the models nested in
+    it. One call attaches to one of them, as one cloud: if several nested
+    models have what is asked for, the error lists the line to write for each,
+    such as `attach(model, "text_encoder/all")`. A nested model that is called
+    twice (siamese) gives one cloud of both calls. `print(layer)` shows which
+    states were taken.
+
+    Padding is left out: by the model's input `padding_mask` (an encoder-decoder
+    has one for each side), by the mask that a block is given, or by Keras
+    masks, if as long as the states. Where token ids come without any, a warning
+    asks for `mask`.
+
+    Attach to the model that you `fit`: its traced functions are dropped, so
+    that it works after a first `fit` as well as before. Attaching to a part of
+    a model that has been trained already takes effect when the whole is
+    compiled again. A model built inside of `keras.RematScope` recomputes its
+    blocks as before, but no longer all of itself.
+
+    Copies are plain models: `keras.models.clone_model`, `copy.deepcopy`,
+    `pickle`, `from_config`, `keras.Model(model.inputs, model.outputs)`, and
+    models loaded from files. To go on from a `.keras` file with its Σ_S, load
+    it, attach, and load the same file once more: `model.load_weights(path)`.
+
+    `attach`, `detach` and `measure` may be called from any thread, on any
+    models. Of several that attach to one model, one succeeds. No other thread
+    may train the model meanwhile, nor measure it on the JAX backend, where
+    Keras takes the variables out of a model that it evaluates.
+
+    Args:
+        model: KerasHub `Task` or `Backbone`, or any Functional or built
+            Sequential Keras model.
+        layers: `"all"` blocks; or the index of a block, from 0, negative from
+            the end; or the name of any layer with an output `(..., dim)`; or a
+            list of indices and names. Names of nested models, or of composite
+            layers that hold blocks, may come first: `"text_encoder/all"`,
+            `"text_encoder/-1"`, `"query/encoder"`. Of a layer with several
+            outputs, the key of one comes last: `"bert/sequence_output"`.
+        strength: The paper's λ, see `IStarRegularization`.
+        shrinkage: The paper's ζ, see `IStarRegularization`.
+        momentum: See `IStarRegularization`.
+        mask: Which tokens count: None to find out; the name of an input,
+            non-zero for tokens that count; the name of an input and the id of
+            padding in it, `{"token_ids": 0}`; a function of the inputs (a dict
+            if the model is given one) that returns `(batch, length)`, such as
+            `lambda x: x["token_ids"] != 0`; or False for all, without a
+            warning. The inputs are those of the nested model, if the states
+            are in one.
+        **options: Further arguments of `IStarRegularization`.
+
+    Returns:
+        The `IStarRegularization` layer.
+
+    Raises:
+        TypeError: If there is no such option.
+        ValueError: If an argument is out of range, `model` is not Functional
+            or already attached, or a chosen layer does not exist or is of
+            another width than the others. The model is then left as it was.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 4))
+    >>> hidden = keras.layers.Dense(16, name="encoder")(inputs)
+    >>> outputs = keras.layers.Dense(1)(hidden)
+    >>> model = keras.Model(inputs, outputs)
+    >>> layer = keras_istar.attach(model, layers="encoder", strength=1.0)
+    >>> layer.strength
+    1.0
+    """
+    _check_options(options)
+    check_functional(model)
+    regularizer = IStarRegularization(strength, shrinkage, momentum, **options)
+    _attach(model, regularizer, layers, mask, "attach(model, {})")
+    return regularizer
+
+
+def _check_options(options):
+    own = list(inspect.signature(attach).parameters)[1:-1]
+    further = list(inspect.signature(IStarRegularization).parameters)[:-1]
+    known = [*dict.fromkeys([*own, *further]), "name", "dtype"]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise TypeError(
+            f"`attach` takes, after `model`, the arguments {known}. "
+            f"Received: {unknown}"
+        )
+
+
+def attach_regularizer(
+    model: keras.Model,
+    regularizer: HiddenStateRegularization | IsotropicBatchNormalization,
+    layers: Layers | None = None,
+    mask: Mask = None,
+) -> None:
+    """Attaches any regularizer to a model, in place.
+
+    `IsotropicBatchNormalization` changes what the model computes: it scales
+    the sentence embedding `(batch, dim)`, which is what the last `Dense` layer
+    is given, before dropout. In KerasHub's classifiers that is the pooler's
+    output. Attach it before others; files written then hold a model without it.
+
+    A layer `attach(model, strength=0.0)` beside any of them only logs, so that
+    `IStarCallback` shows the isotropy of a model that they train.
+
+    Args:
+        model: As for `attach`.
+        regularizer: New layer, such as `CosineRegularization(strength=1.0)`. A
+            model may have several, of different classes.
+        layers: As for `attach`; None for what is usual with the regularizer:
+            the last block for `CosineRegularization`, else all blocks. For
+            `IsotropicBatchNormalization` the name of the layer that returns
+            the sentence embedding, or None for the one above.
+        mask: As for `attach`; not used by `IsotropicBatchNormalization`.
+
+    Raises:
+        ValueError: As `attach`; or if the model has no such embedding.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 4))
+    >>> hidden = keras.layers.Dense(16, name="encoder")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    >>> cosine = keras_istar.CosineRegularization(strength=1.0)
+    >>> keras_istar.attach_regularizer(model, cosine, layers="encoder")
+    >>> cosine.built
+    True
+    """
+    check_functional(model)
+    if not isinstance(
+        regularizer, (HiddenStateRegularization, IsotropicBatchNormalization)
+    ):
+        raise ValueError(
+            "`regularizer` must be a layer such as `IStarRegularization`. "
+            f"Received: regularizer={regularizer!r:.200}"
+        )
+    line = "attach_regularizer(model, regularizer, {})"
+    _attach(model, regularizer, layers, mask, line)
+
+
+def _attach(model, regularizer, layers, mask, line):
+    with keras_graph.graph_lock, contextlib.ExitStack() as undo:
+        if keras_graph.is_in_use(regularizer):
+            raise ValueError(
+                "`regularizer` must be a layer of its own, which no model "
+                f"calls yet. Received: regularizer={regularizer!r}"
+            )
+        if isinstance(regularizer, HiddenStateRegularization):
+            _attach_below(model, regularizer, layers, mask, line, undo)
+        else:
+            _insert(model, regularizer, layers, undo)
+        if not jax_trainer.is_hooked(model):
+            undo.callback(jax_trainer.unhook, model)
+            jax_trainer.hook(model)
+        keras_graph.forget_traces(model)
+        undo.pop_all()
+
+
+def _attach_below(model, regularizer, layers, mask, line, undo):
+    if layers is None:
+        layers = regularizer.default_layers
+    states = find_states(model, layers, mask, line)
+    name = regularizer.default_name
+    if name in keras_graph.attached_layers(states.owner):
+        raise _already_attached(states.owner)
+    _check_regularizer(regularizer, states)
+    told = {
+        "state_names": states.names,
+        "owner_name": states.owner.name,
+        "attachment": states.attachment,
+    }
+    for key, value in told.items():
+        undo.callback(
+            setattr, regularizer, key, getattr(regularizer, key, None)
+        )
+        setattr(regularizer, key, value)
+    regularizer.join(model)
+    with strategy_scope(model):
+        # First, for another thread may run the model as soon as it has it.
+        if not regularizer.built:
+            regularizer.build(states.shapes)
+        _attach_layer(model, states, name, regularizer, undo)
+
+
+def _check_regularizer(regularizer, states):
+    dim = states.dim
+    if regularizer.built and regularizer.dim != dim:
+        raise ValueError(
+            f"`regularizer` must be new, or built for hidden states of width "
+            f"{dim}. Received: regularizer of width {regularizer.dim}"
+        )
+    number = len(states.names)
+    max_tokens = getattr(regularizer, "max_tokens", None)
+    if max_tokens is not None and max_tokens < 2 * number:
+        raise ValueError(
+            "`max_tokens` must be at least two for each of the "
+            f"{number} hidden states, {2 * number}. "
+            f"Received: max_tokens={max_tokens}"
+        )
+
+
+def _attach_layer(model, states: HiddenStates, name, layer, undo):
+    """Makes the owner of hidden states call `layer` on them and their masks."""
+    number = len(states.tensors)
+    tensors = list(states.tensors)
+    places = []
+    for source in states.masks:
+        start = len(tensors)
+        tensors += [] if source is None else source.tensors
+        places.append(slice(start, len(tensors)))
+
+    def call(values, training):
+        # In inference nobody needs it, and nothing of it may fail.
+        if not training and current_recorder() is None:
+            if isinstance(layer, HiddenStateRegularization):
+                layer.rest()
+            return
+        hidden = list(values[:number])
+        _check_presence(states.names, hidden)
+        masks = [
+            _mask_of(state, source, values[place], states.uses_keras_masks)
+            for state, source, place in zip(
+                hidden, states.masks, places, strict=True
+            )
+        ]
+        layer(hidden, mask=masks, training=training)
+
+    keras_graph.attach_layer(states.owner, name, layer, call, tensors, model)
+    undo.callback(keras_graph.detach_layer, states.owner, name)
+
+
+def _mask_of(state, source, values, uses_keras_masks):
+    if source is not None:
+        return source.function(*values)
+    return keras_graph.keras_mask(state) if uses_keras_masks else None
+
+
+def _check_presence(names, states):
+    missing = [
+        name for name, state in zip(names, states, strict=True) if state is None
+    ]
+    if missing:
+        raise ValueError(
+            "The attached layers must be called as often as when the model was "
+            "built. In this step, those of the hidden states "
+            f"{missing} are not: attach to layers that always run."
+        )
+
+
+def _insert(model, normalization, layers, undo):
+    if keras_graph.inserted_layer(model) or keras_graph.attached_layers(model):
+        raise _already_attached(model)
+    embedding = find_embedding(model, layers)
+    with strategy_scope(model):
+        keras_graph.insert_layer(
+            model, normalization.default_name, normalization, embedding
+        )
+    undo.callback(keras_graph.remove_inserted_layer, model)
+
+
+def _already_attached(model):
+    return ValueError(
+        "`model` is already attached; call `detach(model)` first. "
+        f"Received: model={model.name!r}"
+    )
+
+
+def _regularizers(model):
+    """Models and names of what was attached, `measure` may show more."""
+    return [
+        (nested, name)
+        for nested in keras_graph.nested_models(model)
+        for name, layer in keras_graph.attached_layers(nested).items()
+        if isinstance(layer, HiddenStateRegularization)
+    ]
+
+
+def detach(model: keras.Model, fold: bool = False) -> None:
+    """Undoes `attach`: the model is exactly what it was before.
+
+    Args:
+        model: The model given to `attach`, or one that contains it.
+        fold: Whether the scaling of an attached `IsotropicBatchNormalization`
+            becomes part of the `Dense` layers that take the scaled embedding,
+            so that the model answers as it does now. Otherwise the scaling is
+            gone with the layer.
+
+    Raises:
+        ValueError: If nothing is attached to `model`; or if `fold` is asked
+            for, and no `IsotropicBatchNormalization` is attached, or a layer
+            that takes the scaled embedding is not a plain `Dense` layer. The
+            model is then left as it was.
+
+    Example:
+
+    >>> inputs = keras.Input((8, 4))
+    >>> hidden = keras.layers.Dense(16, name="encoder")(inputs)
+    >>> model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    >>> layer = keras_istar.attach(model, layers="encoder")
+    >>> keras_istar.detach(model)
+    >>> len(model.non_trainable_weights)
+    0
+    """
+    check_functional(model)
+    validation.check_bool("fold", fold)
+    with keras_graph.graph_lock:
+        regularizers = _regularizers(model)
+        is_normalized = keras_graph.inserted_layer(model) is not None
+        if not regularizers and not is_normalized:
+            raise ValueError(
+                "`model` must have been attached before. "
+                f"Received: model={model.name!r}"
+            )
+        if fold:
+            _fold(model)
+        for nested, name in regularizers:
+            keras_graph.detach_layer(nested, name)
+        if is_normalized:
+            keras_graph.remove_inserted_layer(model)
+        for nested in keras_graph.nested_models(model):
+            jax_trainer.unhook(nested)
+        keras_graph.forget_traces(model)
+
+
+def _fold(model):
+    """Moves the scaling θ of IsoBN into the kernels of the layers after it.
+
+    x ↦ (θ∘x) W is x ↦ x (diag(θ) W), and dropout in between commutes.
+    """
+    name = keras_graph.inserted_layer(model)
+    if name is None:
+        raise ValueError(
+            "`fold` needs a model with an `IsotropicBatchNormalization`. "
+            f"Received: fold=True, model={model.name!r}"
+        )
+    normalization = getattr(model, name)
+    heads = _heads_after(keras_graph.nodes(model), normalization)
+    for head in heads:
+        is_plain = type(head) is keras.layers.Dense and not (
+            head.lora_enabled or head.quantization_mode
+        )
+        calls = [
+            node for node in keras_graph.nodes(model) if node.operation is head
+        ]
+        if not is_plain or len(calls) > 1:
+            raise ValueError(
+                "`fold` needs plain `Dense` layers, each called once, after "
+                f"the `IsotropicBatchNormalization`. Received: {head.name!r} "
+                f"of type {type(head).__name__}, called {len(calls)} times"
+            )
+    for head in heads:
+        scale = ops.cast(normalization.scale(), head.kernel.dtype)
+        head.kernel.assign(scale[:, None] * head.kernel)
+
+
+def _heads_after(nodes, layer):
+    """Layers that take what `layer` returns, after dropout."""
+    outputs = {
+        id(x) for node in nodes if node.operation is layer for x in node.outputs
+    }
+    heads = []
+    for node in nodes:
+        if outputs.isdisjoint(id(x) for x in node.input_tensors):
+            continue
+        if isinstance(node.operation, keras.layers.Dropout):
+            heads += _heads_after(nodes, node.operation)
+        else:
+            heads.append(node.operation)
+    return heads
+
+
+@contextlib.contextmanager
+def probed(
+    model: keras.Model, layers: Layers, mask: Mask = None
+) -> Iterator[Probe]:
+    """Within this scope, `model` shows the chosen states to a `Probe`.
+
+    Args:
+        model: KerasHub task or backbone, or any Functional model.
+        layers: Which hidden states, as in `attach`.
+        mask: What is padding, as in `attach`.
+
+    Raises:
+        ValueError: As `attach`.
+    """
+    with contextlib.ExitStack() as undo:
+        with keras_graph.graph_lock:
+            line = "measure(model, data, {})"
+            states = find_states(model, layers, mask, line)
+            probe = Probe(states.names, states.dim)
+            name = f"istar_probe_{id(probe)}"
+            with strategy_scope(model):
+                _attach_layer(model, states, name, probe, undo)
+        detach_probe = undo.pop_all()
+    try:
+        yield probe
+    finally:
+        with keras_graph.graph_lock:
+            detach_probe.close()

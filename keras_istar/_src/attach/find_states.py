@@ -1,0 +1,712 @@
+"""Which hidden states of a model: blocks, names, widths, padding masks."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import keras
+
+from keras_istar._src.attach.padding import Mask
+from keras_istar._src.attach.padding import MaskSource
+from keras_istar._src.attach.padding import Padding
+from keras_istar._src.attach.scopes import Call
+from keras_istar._src.attach.scopes import Scope
+from keras_istar._src.attach.scopes import read_model
+from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat.keras_graph import InnerOutput
+from keras_istar._src.layers.attachment import Attachment
+from keras_istar._src.types import Tensor
+
+_logger = logging.getLogger("keras_istar")
+
+Layers = str | int | Sequence[int | str]
+
+
+class HiddenStates(NamedTuple):
+    """Hidden states in the graph of a model, all of one width.
+
+    Attributes:
+        owner: The (nested) model in whose graph they are.
+        names: A name for each, for logs: `layer_0` for the first block, or the
+            name by which the layer was chosen.
+        tensors: Symbolic tensors of shape `(batch, length, dim)`, or what
+            layers inside of a layer of the graph return.
+        masks: For each, where its mask comes from; None for Keras's own.
+        uses_keras_masks: Whether masks that Keras puts on states count.
+        attachment: All of it, to be shown.
+    """
+
+    owner: keras.Model
+    names: tuple[str, ...]
+    tensors: list[Tensor | InnerOutput]
+    masks: list[MaskSource | None]
+    uses_keras_masks: bool
+    attachment: Attachment
+
+    @property
+    def shapes(self) -> list[tuple[int | None, ...]]:
+        """The shape of each hidden state."""
+        return list(self.attachment.shapes)
+
+    @property
+    def dim(self) -> int:
+        """Width of the hidden states."""
+        return int(self.shapes[0][-1] or 0)
+
+
+class _Chosen(NamedTuple):
+    """A call, the output of it that is taken, and its name in logs."""
+
+    scope: Scope
+    call: Call
+    output: int
+    name: str
+
+
+def find_states(
+    model: keras.Model,
+    layers: Layers,
+    mask: Mask = None,
+    line: str = "attach(model, {})",
+) -> HiddenStates:
+    """The states that `layers` chooses, see `attach`.
+
+    Args:
+        model: Model with a graph.
+        layers: See `attach`.
+        mask: See `attach`.
+        line: The line that the user could have written, for messages.
+
+    Raises:
+        ValueError: If `model` is not Functional, or a chosen layer does not
+            exist or is of another width than the others.
+    """
+    check_functional(model)
+    root = read_model(model)
+    chosen = _choose(root, layers, line)
+    states = [c.call.outputs[c.output] for c in chosen]
+    names = _unique([c.name for c in chosen])
+    _check_widths(names, chosen, states)
+    owner = _owner_of([c.scope for c in chosen])
+    paddings = {id(c.scope): Padding(c.scope, mask) for c in chosen}
+    masks = []
+    words = []
+    lacking = []
+    for name, c, state in zip(names, chosen, states, strict=True):
+        padding = paddings[id(c.scope)]
+        source = padding.source_for(c.call, state)
+        lacks = source is None and padding.lacks_mask(c.call, state)
+        if lacks:
+            lacking.append(name)
+        words.append(_words_of(source, mask, lacks))
+        masks.append(_lifted(source, c.scope, owner))
+    if lacking:
+        _warn_of_padding(owner, lacking)
+    left_out = _left_out(root, chosen, line)
+    for sentence in left_out:
+        _logger.info("attach(%r): %s", model.name, sentence)
+    return HiddenStates(
+        owner.model,
+        names,
+        _tensors(root, chosen, owner),
+        masks,
+        mask is None,
+        Attachment(
+            owner.model.name,
+            names,
+            tuple(tuple(x.shape) for x in states),
+            tuple(words),
+            tuple(left_out),
+        ),
+    )
+
+
+def check_functional(model: keras.Model) -> None:
+    """Raises unless `model` has a graph; says what to do if it has none."""
+    if keras_graph.is_functional(model):
+        return
+    if isinstance(model, keras.Sequential):
+        raise ValueError(
+            "`model` must be built: give it a `keras.Input` first, or call it "
+            "once. Received: model of type Sequential, not built"
+        )
+    raise ValueError(
+        "`model` must be a KerasHub task or backbone, or a Functional Keras "
+        "model. In a subclassed model, make an `IStarRegularization` layer "
+        "yourself and call it on the hidden states: "
+        "`x = self.istar([h1, h2], mask=mask, training=training)` "
+        "in `def call(self, inputs, training=None)`. "
+        f"Received: model of type {type(model).__name__}"
+    )
+
+
+def _choose(root, layers, line):
+    """The calls that `layers` asks for, each once, in the order they run."""
+    items = _parse(layers)
+    chosen: dict[tuple[int, int], _Chosen] = {}
+    by_prefix: dict[tuple[str, ...], list] = {}
+    for prefix, item in items:
+        by_prefix.setdefault(prefix, []).append(item)
+    for prefix, group in by_prefix.items():
+        for c in _choose_together(root, prefix, group, layers, line):
+            key = (id(c.scope), id(c.call))
+            known = chosen.get(key)
+            if known is not None and known.output != c.output:
+                raise ValueError(
+                    f"`layers` must choose one output of {c.call.layer.name!r}"
+                    f". Received: layers={layers!r:.200}"
+                )
+            if known is None or known.name.startswith("layer_"):
+                chosen[key] = c
+    models = {id(c.scope.model): c.scope for c in chosen.values()}
+    if len(models) > 1:
+        raise _several(list(models.values()), items, line)
+    order = {
+        (id(scope), id(call)): i
+        for i, (scope, call) in enumerate(root.everything())
+    }
+    return sorted(chosen.values(), key=lambda c: order[id(c.scope), id(c.call)])
+
+
+def _parse(layers):
+    """A prefix, names of models, and an index or name, for each item."""
+    items = [layers] if isinstance(layers, (str, int)) else layers
+    if isinstance(items, bytes) or not isinstance(items, Sequence) or not items:
+        raise ValueError(
+            "`layers` must be 'all', an index, a name, or a list of indices "
+            f"and names. Received: layers={layers!r:.200}"
+        )
+    parsed: list[tuple[tuple[str, ...], int | str]] = []
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, (int, str)):
+            raise ValueError(
+                "`layers` must hold indices and names of layers. "
+                f"Received: {item!r:.200} in layers"
+            )
+        if isinstance(item, int) or "/" not in item:
+            parsed.append(((), item))
+            continue
+        *prefix, last = item.split("/")
+        is_index = last.lstrip("-").isdigit()
+        parsed.append((tuple(prefix), int(last) if is_index else last))
+    return parsed
+
+
+def _choose_together(root, prefix, items, layers, line):
+    """What is asked for of one (nested) model, or stack in a model."""
+    scopes, stack, named = _scopes_at(root, prefix)
+    if scopes:
+        names = {x for x in items if isinstance(x, str)} - {"all"}
+        needs_blocks = len(names) < len(set(items)) or "all" in items
+
+        def fits(scope):
+            calls = _calls_in(scope, stack)
+            return names <= {call.layer.name for call in calls} and (
+                not needs_blocks or any(call.is_block for call in calls)
+            )
+
+        found = _outermost(scopes, fits)
+        if found:
+            models = {id(scope.model): scope for scope in found}
+            if len(models) > 1:
+                pairs = [(prefix, item) for item in items]
+                raise _several(list(models.values()), pairs, line)
+            return [
+                c
+                for scope in found
+                for c in _choose_in(scope, stack, items, layers)
+            ]
+    several = [(s, call) for s, call in named if len(call.outputs) > 1]
+    if several and (not scopes or _output_at(several[0][1], items) is not None):
+        chosen = []
+        for scope, call in several:
+            output = _output_at(call, items)
+            if output is None:
+                raise _ambiguous_output(call, layers)
+            _check_state(scope, call, output)
+            chosen.append(_Chosen(scope, call, output, prefix[-1]))
+        return chosen
+    raise _nothing_found(root, scopes, prefix, items, layers)
+
+
+def _scopes_at(root, prefix):
+    """What a prefix leads to.
+
+    Returns:
+        A tuple: the calls of nested models; the names of composite layers in
+        them; the calls of a layer that the last name may mean instead.
+    """
+    scopes, named = [root], []
+    stack: tuple[str, ...] = ()
+    for i, name in enumerate(prefix):
+        is_last = i == len(prefix) - 1
+        if is_last:
+            named = [
+                (scope, call)
+                for scope in _nearest(
+                    scopes,
+                    lambda s, name=name: any(
+                        c.layer.name == name and not c.is_inner for c in s.calls
+                    ),
+                )
+                for call in scope.calls
+                if call.layer.name == name and not call.is_inner
+            ]
+        nested = _nearest(
+            [x for scope in scopes for x in scope.scopes],
+            lambda s, name=name: s.model.name == name,
+        )
+        if nested:
+            scopes = nested
+            continue
+        holders = _nearest(
+            scopes,
+            lambda s, name=name: any(name in c.stack for c in s.calls),
+        )
+        if holders:
+            scopes, stack = holders, (*stack, name)
+        elif name != root.model.name or i:
+            return [], (), named
+    return scopes, stack, named
+
+
+def _nearest(scopes, fits):
+    """Scopes that fit, of the outermost level that has any."""
+    while scopes:
+        found = [scope for scope in scopes if fits(scope)]
+        if found:
+            return found
+        scopes = [x for scope in scopes for x in scope.scopes]
+    return []
+
+
+def _outermost(scopes, fits):
+    """Scopes that fit, none of them inside of another."""
+    found: list[Scope] = []
+    for scope in scopes:
+        found += [scope] if fits(scope) else _outermost(scope.scopes, fits)
+    return found
+
+
+def _calls_in(scope, stack):
+    return [
+        call
+        for call in scope.calls
+        if all(name in call.stack for name in stack)
+    ]
+
+
+def _choose_in(scope, stack, items, layers):
+    calls = _calls_in(scope, stack)
+    blocks = [call for call in calls if call.is_block]
+    index_of = {id(call): i for i, call in enumerate(scope.blocks)}
+    chosen: dict[int, _Chosen] = {}
+    for item in items:
+        if isinstance(item, int) or item == "all":
+            _check_seen(scope)
+            for call in blocks if item == "all" else [_at(blocks, item)]:
+                name = f"layer_{index_of[id(call)]}"
+                chosen.setdefault(
+                    id(call), _Chosen(scope, call, _state_in(call), name)
+                )
+        else:
+            for call in _named(calls, item, layers):
+                output = _output_of(scope, call)
+                name = "/".join((*stack, item))
+                chosen[id(call)] = _Chosen(scope, call, output, name)
+    return list(chosen.values())
+
+
+def _check_seen(scope):
+    for call in scope.calls:
+        if call.problem is not None:
+            raise ValueError(
+                f"`layers` cannot choose blocks, for {call.layer.name!r} "
+                "could not be looked into: it may hold some. Choose layers by "
+                f"name: {_names_in(scope)}. It raised {call.problem:.300}"
+            )
+
+
+def _named(calls, name, layers):
+    named = [call for call in calls if call.layer.name == name]
+    different = {id(call.layer): call for call in named}
+    if len(different) > 1:
+        paths = ["/".join((*c.stack, name)) for c in different.values()]
+        raise ValueError(
+            f"`layers` must say which {name!r}, there are: {paths}. "
+            f"Received: layers={layers!r:.200}"
+        )
+    return named
+
+
+def _at(blocks, index):
+    if not -len(blocks) <= index < len(blocks):
+        raise ValueError(
+            f"`layers` must hold indices from {-len(blocks)} to "
+            f"{len(blocks) - 1}, the model has {len(blocks)} blocks. "
+            f"Received: {index} in layers"
+        )
+    return blocks[index]
+
+
+def _state_in(call):
+    """Position of the output of a block that goes on from its input."""
+    shapes = [tuple(x.shape) for x in call.inputs]
+    for i, output in enumerate(call.outputs):
+        if tuple(output.shape) in shapes:
+            return i
+    return 0
+
+
+def _output_of(scope, call):
+    """Position of the output of a layer chosen by name."""
+    if len(call.outputs) == 1:
+        _check_state(scope, call, 0)
+        return 0
+    if call.is_block:
+        return _state_in(call)
+    used = keras_graph.used_tensors(scope.model)
+    states = [
+        i
+        for i, x in enumerate(call.outputs)
+        if len(x.shape) >= 3 and (call.is_inner or id(x) in used)
+    ]
+    if len(states) == 1:
+        _check_state(scope, call, states[0])
+        return states[0]
+    raise _ambiguous_output(call, call.layer.name)
+
+
+def _output_at(call, items):
+    """Position of the output that was asked for by its key, if it exists."""
+    keys = keras_graph.output_keys(call.node)
+    (item, *others) = [str(item) for item in items]
+    return None if others or item not in keys else keys.index(item)
+
+
+def _ambiguous_output(call, layers):
+    name = call.layer.name
+    choices = [
+        f"'{name}/{key}' {tuple(x.shape)}"
+        for key, x in zip(
+            keras_graph.output_keys(call.node), call.outputs, strict=True
+        )
+    ]
+    return ValueError(
+        f"`layers` must say which of the outputs of {name!r}: "
+        f"{', '.join(choices)}. Received: layers={layers!r:.200}"
+    )
+
+
+def _check_state(scope, call, position):
+    shape = tuple(call.outputs[position].shape)
+    if len(shape) < 2 or shape[-1] is None or shape[-1] < 2:
+        raise ValueError(
+            "`layers` must choose layers with an output `(..., dim)`, dim at "
+            f"least 2. Received: {call.layer.name!r} with output shape {shape}"
+        )
+    if len(shape) >= 3 and _is_channels_first(scope, call):
+        raise ValueError(
+            "`layers` must choose layers whose last axis is `dim`; "
+            f"{call.layer.name!r} returns channels first. Attach to a "
+            "`keras.layers.Permute` after it. "
+            f"Received: {call.layer.name!r} with output shape {shape}"
+        )
+
+
+def _is_channels_first(scope, call):
+    """Whether the nearest layer that knows of channels has them first."""
+    producers = {
+        id(x): other
+        for other in scope.calls
+        if not other.is_inner
+        for x in other.outputs
+    }
+    rank = len(call.outputs[0].shape)
+    while call is not None and len(call.outputs[0].shape) == rank:
+        if isinstance(call.layer, (keras.layers.Permute, keras.layers.Reshape)):
+            return False
+        data_format = getattr(call.layer, "data_format", None)
+        if data_format is not None:
+            return data_format == "channels_first"
+        call = producers.get(id(call.inputs[0])) if call.inputs else None
+    return False
+
+
+def _check_widths(names, chosen, states):
+    widths = {
+        name: state.shape[-1] for name, state in zip(names, states, strict=True)
+    }
+    if len(set(widths.values())) > 1:
+        raise ValueError(
+            "`layers` must choose hidden states of one width."
+            f"{_width_hint(chosen)} Received: widths={widths}"
+        )
+
+
+def _width_hint(chosen):
+    """What to write where the chosen blocks are of several widths."""
+    index_of = {id(x): i for i, x in enumerate(chosen[0].scope.blocks)}
+    if not all(id(c.call) in index_of for c in chosen):
+        return ""
+    groups: dict[int, list[int]] = {}
+    for c in chosen:
+        width = c.call.outputs[c.output].shape[-1]
+        groups.setdefault(width, []).append(index_of[id(c.call)])
+    choices = " or ".join(f"layers={x}" for x in groups.values())
+    return f" The blocks are of several; choose those of one by {choices}."
+
+
+def _unique(names):
+    unique: list[str] = []
+    for name in names:
+        again = names[: len(unique)].count(name)
+        unique.append(f"{name}_{again}" if again else name)
+    return tuple(unique)
+
+
+def _owner_of(scopes):
+    """The innermost call of a model in which all scopes are."""
+    common = scopes[0].trail
+    for scope in scopes[1:]:
+        pairs = zip(common, scope.trail, strict=False)
+        common = tuple(a for a, b in pairs if a is b)
+    return common[-1]
+
+
+def _tensors(root, chosen, owner):
+    """The states as tensors of the owner's graph, or of layers inside of it."""
+    found = []
+    for c in chosen:
+        output = c.call.outputs[c.output]
+        if c.scope is owner and not c.call.is_inner:
+            found.append(output)
+            continue
+        node = _node_in(owner, c.scope, c.call)
+        calls = [
+            call
+            for scope, call in root.everything()
+            if call.layer is c.call.layer
+            and owner in scope.trail
+            and _node_in(owner, scope, call) is node
+        ]
+        tensor = keras.KerasTensor(output.shape, output.dtype)
+        found.append(
+            InnerOutput(
+                node,
+                c.call.layer,
+                next(i for i, call in enumerate(calls) if call is c.call),
+                len(calls),
+                c.output,
+                tensor,
+            )
+        )
+    return found
+
+
+def _node_in(owner, scope, call):
+    """The node of the owner's graph in which a call happens."""
+    depth = len(owner.trail)
+    return call.node if scope is owner else scope.trail[depth].node
+
+
+def _lifted(source, scope, owner):
+    """A mask in terms of the owner's graph."""
+    if source is None or scope is owner:
+        return source
+    tensors = source.tensors
+    while scope is not owner:
+        given = keras_graph.arguments_of(scope.node)
+        if not all(id(x) in given for x in tensors):
+            return None
+        tensors = [given[id(x)] for x in tensors]
+        scope = scope.around
+    return MaskSource(source.words, tensors, source.function)
+
+
+def _words_of(source, mask, lacks):
+    if source is not None:
+        return source.words
+    if mask is False:
+        return "none, as asked for"
+    return "none found, all tokens count" if lacks else "Keras masks, if any"
+
+
+def _warn_of_padding(owner, names):
+    ids = [
+        x.name
+        for x in keras_graph.inputs_of(owner.model)
+        if "int" in keras.backend.standardize_dtype(x.dtype)
+    ]
+    example = ids[0] if ids else "token_ids"
+    warnings.warn(
+        f"No padding mask was found for {', '.join(names)} of "
+        f"{owner.model.name!r}, which come from token ids: padding counts as "
+        f'tokens. Say what it is, such as `mask={{"{example}": 0}}` if its id '
+        "is 0, or `mask=False` if there is none.",
+        stacklevel=2,
+    )
+
+
+def _left_out(root, chosen, line):
+    """Sentences about blocks that one might have expected to be taken."""
+    scopes = {id(c.scope): c.scope for c in chosen}
+    if any(not c.call.is_block for c in chosen):
+        return []
+    sentences = []
+    seen = {id(scope.model) for scope in scopes.values()}
+    for scope in _all_scopes(root):
+        if scope.blocks and id(scope.model) not in seen:
+            seen.add(id(scope.model))
+            path = "/".join((*scope.path, "all"))
+            sentences.append(
+                f"the {len(scope.blocks)} blocks of {scope.model.name!r} are "
+                f"not taken; that would be {line.format(repr(path))}"
+            )
+    sides = {
+        side
+        for c in chosen
+        for side in ("encoder", "decoder")
+        if side in c.call.layer.name
+    }
+    if len(sides) > 1:
+        sentences.append(
+            "blocks of the encoder and of the decoder are one cloud; choose "
+            "those of one side by their names or indices"
+        )
+    return sentences
+
+
+def _all_scopes(scope):
+    yield scope
+    for nested in scope.scopes:
+        yield from _all_scopes(nested)
+
+
+def _several(scopes, items, line):
+    lines = []
+    for scope in scopes:
+        asked = ["/".join((*scope.path, str(item))) for _, item in items]
+        if not scope.path:
+            asked = [item for _, item in items]
+        text = repr(asked[0] if len(asked) == 1 else list(dict.fromkeys(asked)))
+        lines.append(line.format(text))
+    names = [scope.model.name for scope in scopes]
+    return ValueError(
+        "`layers` must choose hidden states of one model, for they are one "
+        f"cloud; these models have such blocks or names: {names}. Write a "
+        f"line for each that you mean: {'; '.join(lines)}. "
+        f"Received: layers={[i for _, i in items]!r:.200}"
+    )
+
+
+def _names_in(scope):
+    return list(dict.fromkeys(call.layer.name for call in scope.calls))
+
+
+def _nothing_found(root, scopes, prefix, items, layers):
+    searched = list(_all_scopes(root))
+    received = f"Received: layers={layers!r}"
+    if prefix and not scopes:
+        known = [
+            *dict.fromkeys("/".join(s.path) for s in searched if s.path),
+            *dict.fromkeys(
+                x for s in searched for c in s.calls for x in c.stack
+            ),
+        ]
+        return ValueError(
+            "`layers` must name nested models before each slash, and the model "
+            f"has no {'/'.join(prefix)!r}. There are: {known}. {received}"
+        )
+    if scopes and prefix:
+        searched = [x for scope in scopes for x in _all_scopes(scope)]
+    places: dict[str, str] = {}
+    for scope in searched:
+        for call in scope.calls:
+            places.setdefault(call.layer.name, "/".join(scope.path))
+    names = [
+        x for x in dict.fromkeys(items) if isinstance(x, str) and x != "all"
+    ]
+    missing = sorted(set(names) - set(places))
+    if missing:
+        problem = f"has no layer named {missing}"
+    elif len({places[name] for name in names}) > 1:
+        where = {name: places[name] or "the model itself" for name in names}
+        return ValueError(
+            "`layers` must choose hidden states of one model, for they are "
+            f"one cloud; these names are in different nested models: {where}. "
+            + received
+        )
+    else:
+        problem = "has no encoder blocks"
+    return ValueError(
+        "`layers` must choose hidden states of the model, which "
+        f"{problem}. Names there are: {list(places)}. {received}"
+    )
+
+
+_POOLER = "pooled_dense"  # KerasHub's name, in a backbone that has no head.
+
+
+def find_embedding(model: keras.Model, layer: Any = None) -> Tensor:
+    """The tensor `(batch, dim)` that the graph of a model classifies.
+
+    It is what the last `Dense` layer is given, before dropout: the pooler's
+    output in KerasHub's classifiers, after its dense layer and activation.
+
+    Args:
+        model: KerasHub task or backbone, or any Functional model.
+        layer: Name of the layer that returns the embedding instead.
+
+    Raises:
+        ValueError: If `model` is not Functional or has no such tensor.
+    """
+    check_functional(model)
+    calls = [
+        node
+        for node in keras_graph.nodes(model)
+        if isinstance(node.operation, keras.layers.Layer)
+    ]
+    if layer is not None:
+        return _named_output(calls, layer)
+    computed = {id(x) for x in keras_graph.computed_tensors(model)}
+    for call in reversed(calls):
+        if isinstance(call.operation, keras.layers.Dense):
+            if call.operation.name == _POOLER:
+                return call.outputs[0]
+            embedding = _before_dropout(calls, call.input_tensors[0])
+            if _is_embedding(embedding) and id(embedding) in computed:
+                return embedding
+    raise ValueError(
+        "`model` must have a `Dense` layer that is given a sentence embedding "
+        "`(batch, dim)`, or `layers` must name the layer that returns it. "
+        f"Received: model={model.name!r}"
+    )
+
+
+def _named_output(calls: list[Any], name: Any) -> Tensor:
+    outputs = [call.outputs[0] for call in calls if call.operation.name == name]
+    if len(outputs) != 1 or not _is_embedding(outputs[0]):
+        known = [c.operation.name for c in calls if _is_embedding(c.outputs[0])]
+        raise ValueError(
+            "`layers` must be None or the name of a layer that the model "
+            "itself calls, once, to make a sentence embedding `(batch, dim)`. "
+            f"Layers with such outputs are: {known}. "
+            f"Received: layers={name!r:.200}"
+        )
+    return outputs[0]
+
+
+def _before_dropout(calls: list[Any], tensor: Tensor) -> Tensor:
+    producers = {id(call.outputs[0]): call for call in calls}
+    call = producers.get(id(tensor))
+    if call is not None and isinstance(call.operation, keras.layers.Dropout):
+        return _before_dropout(calls, call.input_tensors[0])
+    return tensor
+
+
+def _is_embedding(tensor: Tensor) -> bool:
+    is_float = "float" in keras.backend.standardize_dtype(tensor.dtype)
+    return is_float and len(tensor.shape) == 2 and (tensor.shape[-1] or 0) > 1

@@ -1,0 +1,242 @@
+"""Where the padding masks of hidden states come from."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_istar._src.attach.scopes import Call
+from keras_istar._src.attach.scopes import Scope
+from keras_istar._src.compat import keras_graph
+from keras_istar._src.types import Tensor
+
+# None to find it; False for none; the name of an input; the name of an input
+# and its padding id; a function of the inputs.
+Mask = None | bool | str | Mapping[str, int] | Callable[[Any], Tensor]
+
+# Lengths to try where the model says none. Sequences may have to be short, for
+# they have positions, or long, for they are sampled down.
+_LENGTHS = (6, 10, 1536, 2560)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MaskSource:
+    """A padding mask that can be computed from tensors of a graph.
+
+    Attributes:
+        words: Where it comes from, for people.
+        tensors: Symbolic tensors.
+        function: From them to the mask `(batch, length)`.
+    """
+
+    words: str
+    tensors: list[Any]
+    function: Callable[..., Tensor]
+
+    def spec(self, shapes: Mapping[int, Any] | None = None) -> Any:
+        """The mask as a symbolic tensor; of other lengths if given."""
+        tensors = self.tensors
+        if shapes is not None:
+            tensors = [shapes[id(x)] for x in tensors]
+        return keras_graph.spec_of(self.function, *tensors)
+
+
+class Padding:
+    """Finds the masks of hidden states in one call of a model.
+
+    Args:
+        scope: The call of the model in whose graph the states are.
+        mask: What the user says.
+    """
+
+    def __init__(self, scope: Scope, mask: Mask):
+        self._scope = scope
+        self._mask = mask
+        self._shapes: dict[int, Any] = {}
+        self._chosen = None
+        if mask is not None and mask is not False:
+            self._chosen = _chosen_source(scope.model, mask)
+
+    def source_for(self, call: Call, state: Any) -> MaskSource | None:
+        """The mask of a hidden state, if it is not one of Keras's own.
+
+        Raises:
+            ValueError: If the mask that was asked for does not fit.
+        """
+        if self._mask is False:
+            return None
+        if self._chosen is not None:
+            if not self._fits(self._chosen, call, state):
+                raise ValueError(
+                    "`mask` must have the shape of the hidden states without "
+                    f"their last axis, {_shape_of(state)[:-1]} in "
+                    f"{call.layer.name!r}. Received: mask of "
+                    f"{self._chosen.words}, which has another shape"
+                )
+            return self._chosen
+        for source in _candidates(self._scope.model, call):
+            if self._fits(source, call, state):
+                return source
+        return None
+
+    def lacks_mask(self, call: Call, state: Any) -> bool:
+        """Whether token ids become `state`, and nothing tells padding."""
+        if self._mask is False or keras_graph.keras_mask(state) is not None:
+            return False
+        # What a composite layer does with a mask shows when it runs.
+        if call.is_inner and any(
+            keras_graph.keras_mask(x) is not None for x in call.inputs
+        ):
+            return False
+        return _comes_from_ids(self._scope, call.node.input_tensors)
+
+    def _fits(self, source, call, state):
+        """Whether a mask has the shape of a state, as far as can be known."""
+        rows = _shape_of(state)[:-1]
+        try:
+            shape = _shape_of(source.spec())
+        except Exception as e:  # Of the user's function, which could be any.
+            raise ValueError(
+                "`mask` must be computed by a function of the model's inputs, "
+                "with `keras.ops`. "
+                f"Received: a function that raised {type(e).__name__}: {e}"
+            ) from e
+        if not _can_be_equal(shape, rows):
+            return False
+        if None not in rows[1:] and None not in shape[1:]:
+            return True
+        state = _stand_in(call, state)
+        compared = 0
+        for length in _LENGTHS:
+            if compared < 2:
+                shapes = self._shapes_at(length)
+                with contextlib.suppress(Exception):
+                    rows = _shape_of(shapes[id(state)])[:-1]
+                    if not _can_be_equal(_shape_of(source.spec(shapes)), rows):
+                        return False
+                    compared += 1
+        return True
+
+    def _shapes_at(self, length):
+        if length not in self._shapes:
+            self._shapes[length] = keras_graph.shapes_at(
+                self._scope.model,
+                # Both sides of an encoder-decoder are not of one length.
+                lambda name: length + 2 * name.startswith("decoder"),
+            )
+        return self._shapes[length]
+
+
+def _chosen_source(model, mask):
+    inputs = keras_graph.inputs_of(model)
+    by_name = {x.name: x for x in inputs}
+    if callable(mask):
+        return MaskSource(
+            "the function `mask`",
+            inputs,
+            lambda *flat: mask(keras_graph.inputs_like(model, flat)),
+        )
+    padding_id = 0
+    name = mask
+    if isinstance(mask, Mapping) and len(mask) == 1:
+        ((name, padding_id),) = mask.items()
+        is_id = isinstance(padding_id, int) and not isinstance(padding_id, bool)
+        name = name if is_id else None
+    if not isinstance(name, str):
+        raise ValueError(
+            "`mask` must be None, False, the name of an input, a dict of the "
+            'name of an input and its padding id such as {"token_ids": 0}, or '
+            f"a function of the inputs. Received: mask={mask!r:.200}"
+        )
+    if name not in by_name:
+        raise ValueError(
+            f"`mask` must name an input of {model.name!r}, which are "
+            f"{list(by_name)}. Received: mask={mask!r:.200}"
+        )
+    return MaskSource(
+        f"input {name!r}"
+        + (f", padding id {padding_id}" if padding_id or name != mask else ""),
+        [by_name[name]],
+        lambda x: ops.not_equal(x, ops.cast(padding_id, x.dtype)),
+    )
+
+
+def _candidates(model, call):
+    """Masks that the names of inputs, or of the block's arguments, promise.
+
+    Encoder-decoders name theirs `encoder_padding_mask` and
+    `decoder_padding_mask`, and their blocks likewise.
+    """
+    for tensor in keras_graph.inputs_of(model):
+        side, found, _ = tensor.name.partition("padding_mask")
+        if found and side.strip("_") in call.layer.name:
+            yield MaskSource(f"input {tensor.name!r}", [tensor], _same)
+    given = call.node.arguments.kwargs
+    for name, tensor in given.items():
+        is_other_side = name.startswith("encoder") and any(
+            other.startswith("decoder") for other in given
+        )
+        if (
+            name.endswith("mask")
+            and isinstance(tensor, keras.KerasTensor)
+            and not is_other_side
+        ):
+            words = f"argument {name!r} of {call.node.operation.name!r}"
+            yield MaskSource(words, [tensor], _same)
+
+
+def _same(mask):
+    return mask
+
+
+def _comes_from_ids(scope, tensors):
+    """Whether tensors of a graph depend on integers `(batch, length)`."""
+    dependencies = {id(x): {id(x)} for x in keras_graph.inputs_of(scope.model)}
+    for node in keras_graph.nodes(scope.model):
+        found = set()
+        for x in node.input_tensors:
+            found |= dependencies.get(id(x), set())
+        for x in node.outputs:
+            dependencies[id(x)] = found
+    needed = set()
+    for x in tensors:
+        needed |= dependencies.get(id(x), set())
+    inputs = [x for x in keras_graph.inputs_of(scope.model) if id(x) in needed]
+    if any(_are_ids(x) for x in inputs):
+        return True
+    if scope.around is None:
+        return False
+    given = keras_graph.arguments_of(scope.node)
+    outer = [given[id(x)] for x in inputs if id(x) in given]
+    if any(keras_graph.keras_mask(x) is not None for x in outer):
+        return False
+    return _comes_from_ids(scope.around, outer)
+
+
+def _are_ids(tensor):
+    is_integer = "int" in keras.backend.standardize_dtype(tensor.dtype)
+    return is_integer and len(tensor.shape) == 2 and tensor.shape[1] != 1
+
+
+def _stand_in(call, state):
+    """A tensor of the graph that is as long as a state inside of a layer."""
+    if call.is_inner:
+        for x in call.inputs:
+            if tuple(x.shape) == tuple(state.shape):
+                return x
+    return state
+
+
+def _shape_of(tensor):
+    return tuple(tensor.shape)
+
+
+def _can_be_equal(a, b):
+    return len(a) == len(b) and all(
+        x is None or y is None or x == y
+        for x, y in zip(a[1:], b[1:], strict=True)
+    )

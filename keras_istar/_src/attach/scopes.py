@@ -1,0 +1,275 @@
+"""The calls of layers in a model, at any depth, and which of them are blocks.
+
+Blocks are layers made of layers, from hidden states `(batch, length, dim)` to
+hidden states of the same shape. Many models call each block themselves; some
+have a composite layer call them all, and that layer looks like a block, too.
+It is a stack if blocks of one class follow each other inside of it.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat.keras_calls import InnerCall
+
+_ATTENTION = (
+    keras.layers.AdditiveAttention,
+    keras.layers.Attention,
+    keras.layers.GroupQueryAttention,
+    keras.layers.MultiHeadAttention,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a layer.
+
+    Attributes:
+        layer: The layer called.
+        node: The node in the graph of the scope's model: of the layer itself,
+            or of the composite layer that calls it.
+        stack: Names of the composite layers that it happens in.
+        inputs: Symbolic inputs of the node.
+        outputs: Symbolic outputs of the layer, flattened.
+        is_block: Whether it is one of the blocks of the scope.
+        problem: Why the inside of a composite layer could not be seen.
+    """
+
+    layer: keras.layers.Layer
+    node: Any
+    stack: tuple[str, ...]
+    inputs: list[Any]
+    outputs: list[Any]
+    is_block: bool
+    problem: str | None = None
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether a composite layer makes the call, not the graph."""
+        return bool(self.stack)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scope:
+    """One call of a model, with the calls in it.
+
+    Attributes:
+        model: The model called: the outermost, or one nested in it.
+        node: Its node in the graph of the scope around it, None if outermost.
+        around: The scope around it.
+        items: Calls and nested scopes, in the order in which they run.
+    """
+
+    model: keras.Model
+    node: Any
+    around: "Scope | None"
+    items: list[Any]
+
+    @property
+    def path(self) -> tuple[str, ...]:
+        """Names of the models around it and its own, without the outermost."""
+        if self.around is None:
+            return ()
+        return (*self.around.path, self.model.name)
+
+    @property
+    def trail(self) -> tuple["Scope", ...]:
+        """The scopes around it and itself, outermost first."""
+        around = () if self.around is None else self.around.trail
+        return (*around, self)
+
+    @property
+    def calls(self) -> list[Call]:
+        """Calls in the graph of the model itself, and in its stacks."""
+        return [x for x in self.items if isinstance(x, Call)]
+
+    @property
+    def blocks(self) -> list[Call]:
+        """Those of the calls that are blocks."""
+        return [call for call in self.calls if call.is_block]
+
+    @property
+    def scopes(self) -> list["Scope"]:
+        """Calls of models that are nested in this one."""
+        return [x for x in self.items if isinstance(x, Scope)]
+
+    def everything(self) -> Iterator[tuple["Scope", Call]]:
+        """All calls at any depth, in the order in which they run."""
+        for item in self.items:
+            if isinstance(item, Scope):
+                yield from item.everything()
+            else:
+                yield self, item
+
+
+def read_model(model: keras.Model) -> Scope:
+    """The calls in a model that has a graph."""
+    return _read(model, None, None, {})
+
+
+def _read(model, node, around, known):
+    scope = Scope(model, node, around, [])
+    for node in keras_graph.nodes(model):
+        layer = node.operation
+        if not isinstance(layer, keras.layers.Layer):
+            continue
+        nested = None
+        if keras_graph.is_functional(layer):
+            nested = _read(layer, node, scope, known)
+            inner, problem = [], None
+        else:
+            inner, problem = _inner_blocks(node, known)
+        has_blocks = inner or (
+            nested is not None
+            and any(c.is_block for _, c in nested.everything())
+        )
+        call = Call(
+            layer,
+            node,
+            (),
+            node.input_tensors,
+            node.outputs,
+            _looks_like_block(layer, node.input_tensors, node.outputs)
+            and not has_blocks,
+            problem,
+        )
+        scope.items.append(call)
+        scope.items.extend(inner if nested is None else [nested])
+    return scope
+
+
+def _looks_like_block(layer, inputs, outputs):
+    shapes = [tuple(x.shape) for x in inputs if hasattr(x, "shape")]
+    return _maps_states(layer, shapes, [tuple(x.shape) for x in outputs])
+
+
+def _maps_states(layer, input_shapes, output_shapes):
+    return (
+        len(output_shapes[0]) == 3
+        and output_shapes[0] in input_shapes
+        and keras_graph.is_composite(layer)
+        and not isinstance(layer, _ATTENTION)
+    )
+
+
+def _inner_blocks(node, known):
+    """Calls of the blocks inside of a composite layer, and what kept from it.
+
+    Args:
+        node: Node of any layer.
+        known: Kinds of layers that were found to have none, added to.
+    """
+    layer = node.operation
+    parts = keras_graph.parts_of(layer)
+    kind = (type(layer), tuple(type(part) for part in parts))
+    may_have_blocks = any(
+        keras_graph.is_composite(part) and not isinstance(part, _ATTENTION)
+        for part in parts
+    )
+    if not may_have_blocks or kind in known:
+        return [], None
+    try:
+        calls, given, returned = keras_graph.inner_calls(node)
+    except Exception as e:  # Of the layer, which could be any.
+        return [], f"{type(e).__name__}: {e}"
+    members = _stack(layer, calls, None, given, returned)
+    if not members:
+        known[kind] = True
+        return [], None
+    try:
+        return _calls_of(node, calls, members), None
+    except Exception as e:
+        return [], f"{type(e).__name__}: {e}"
+
+
+def _calls_of(node, calls, members):
+    layers = list(
+        {id(calls[i].layer): calls[i].layer for i in members}.values()
+    )
+    outputs = keras_graph.inner_outputs(node, layers)
+    found = []
+    for i in members:
+        layer = calls[i].layer
+        before = [j for j, call in enumerate(calls[:i]) if call.layer is layer]
+        flat = outputs[id(layer)][len(before)]
+        stack = [node.operation.name]
+        parent = calls[i].parent
+        around = []
+        while parent is not None:
+            around.append(calls[parent].layer.name)
+            parent = calls[parent].parent
+        found.append(
+            Call(
+                layer,
+                node,
+                (*stack, *reversed(around)),
+                node.input_tensors,
+                [tensor for tensor, _ in flat],
+                is_block=True,
+            )
+        )
+    return found
+
+
+def _stack(layer, calls, parent, given, returned):
+    """Indices of the blocks that are stacked inside of a composite layer.
+
+    Args:
+        layer: The composite layer.
+        calls: All calls inside of the outermost layer.
+        parent: Index of the composite layer's call, None if outermost.
+        given: Sources of what it is given.
+        returned: Source of what it returns.
+    """
+    children = [i for i, call in enumerate(calls) if call.parent == parent]
+    blocks = [
+        i
+        for i in children
+        if _maps_states(
+            calls[i].layer, calls[i].input_shapes, calls[i].output_shapes
+        )
+    ]
+    lists = keras_graph.lists_of(layer)
+    found = []
+    for i in children:
+        call = calls[i]
+        inner = _stack(call.layer, calls, i, call.sources, call.passed_on)
+        if inner:
+            found += inner
+        elif i in blocks:
+            others = [j for j in blocks if j != i]
+            is_alone = (
+                _listed_with(lists, call.layer)
+                and call.sources[0] in given
+                and returned == ("call", i)
+            )
+            if is_alone or any(
+                _follow(calls, min(i, j), max(i, j), lists) for j in others
+            ):
+                found.append(i)
+    return found
+
+
+def _follow(calls: list[InnerCall], first: int, second: int, lists) -> bool:
+    """Whether two blocks inside of one layer are of one stack."""
+    a, b = calls[first], calls[second]
+    if type(a.layer) is not type(b.layer):
+        return False
+    if a.output_shapes[0] != b.output_shapes[0]:
+        return False
+    is_chained = ("call", first) in b.sources
+    # Experts are listed together, too, but are given the same.
+    is_listed = any(_holds(x, a.layer) and _holds(x, b.layer) for x in lists)
+    return is_chained or (is_listed and a.sources[0] != b.sources[0])
+
+
+def _listed_with(lists, layer):
+    """Whether `layer` is in a list of layers alone, not in Keras's own."""
+    return any(len(x) == 1 and x[0] is layer for x in lists)
+
+
+def _holds(items, layer):
+    return any(x is layer for x in items)

@@ -1,0 +1,779 @@
+"""Everything that relies on private Keras API: the graph of Functional models.
+
+A Functional model runs the nodes of `_nodes_by_depth`, deepest first, and
+keeps every tensor that they produce until it returns. One more node below the
+outputs therefore sees any hidden state, and changes nothing for the others:
+the model's own nodes, layers, config and outputs stay as they are.
+
+A hidden state inside of a composite layer, or of a nested model, is not among
+those tensors. Such a layer's node is run by a copy that returns the state
+beside the outputs, see `keras_calls`; the node itself stays as it is.
+"""
+
+import contextlib
+import copy
+import inspect
+import threading
+import weakref
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+import keras
+
+from keras_istar._src.compat.keras_calls import CallTree
+from keras_istar._src.compat.keras_calls import InnerCall
+from keras_istar._src.compat.keras_calls import RecordedOutputs
+from keras_istar._src.compat.keras_calls import recorded
+from keras_istar._src.compat.keras_calls import tap
+from keras_istar._src.types import Tensor
+
+try:
+    from keras.src.backend import compute_output_spec
+    from keras.src.backend import get_keras_mask
+    from keras.src.backend import get_stateless_scope
+    from keras.src.backend import in_stateless_scope
+    from keras.src.models.functional import Functional
+except ImportError as e:
+    raise ImportError(
+        f"keras_istar relies on private names, of which Keras "
+        f"{keras.__version__} has moved one: {e}"
+    ) from e
+
+_BELOW_OUTPUTS = -1  # Outputs are at depth 0.
+
+# What makes up the graph of a Functional model.
+_GRAPH = tuple(
+    "_inputs _outputs _inputs_struct _outputs_struct _nodes _nodes_by_depth "
+    "_operations _operations_by_depth".split()
+)
+
+graph_lock = threading.RLock()  # To be held while the graph of a model changes.
+
+
+class InnerOutput(NamedTuple):
+    """An output of a layer that is called inside of another layer.
+
+    Attributes:
+        node: The node of the outer layer, in the graph of a model.
+        layer: The inner layer.
+        call_index: Which of its calls within the node it is.
+        num_calls: How many there are.
+        position: Which of its flattened outputs it is.
+        tensor: A symbolic tensor of its own.
+    """
+
+    node: Any
+    layer: keras.layers.Layer
+    call_index: int
+    num_calls: int
+    position: int
+    tensor: keras.KerasTensor
+
+
+class _Attachment(NamedTuple):
+    layer: keras.layers.Layer
+    node: Any
+    undo: contextlib.ExitStack
+
+
+# Graph -> name -> what is attached to it.
+_attachments: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# Graph -> the `InnerOutput`s that its nodes are to return.
+_shown_outputs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# Layer -> its mode, and how often it has been suspended.
+_suspended_modes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# Graph -> what undoes `insert_layer`.
+_insertions: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def is_functional(model: Any) -> bool:
+    """Whether `model` has a graph: Functional models, built Sequential ones."""
+    return _graph_of(model) is not None
+
+
+def _graph_of(model):
+    """The Functional model that `model` is, or runs; None if there is none."""
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if isinstance(model, Functional) else None
+
+
+def nested_models(model: keras.Model) -> Iterator[keras.Model]:
+    """`model`, and the models in its graph that have one, outermost first."""
+    seen = set()
+
+    def models(model):
+        if id(model) not in seen:
+            seen.add(id(model))
+            yield model
+            for operation in _graph_of(model)._operations:
+                if is_functional(operation):
+                    yield from models(operation)
+
+    yield from models(model)
+
+
+def computed_tensors(model: keras.Model) -> Iterator[Any]:
+    """Symbolic tensors that the graph of `model` computes, in order."""
+    for node in nodes(model):
+        yield from node.outputs
+
+
+def used_tensors(model: keras.Model) -> set[int]:
+    """`id` of the symbolic tensors that the graph of `model` goes on with."""
+    used = {id(x) for x in _graph_of(model)._outputs}
+    for node in nodes(model):
+        used.update(id(x) for x in node.input_tensors)
+    return used
+
+
+def nodes(model: keras.Model) -> list[Any]:
+    """Nodes of the graph of `model`, as it is on its own, in running order."""
+    by_depth = _graph_of(model)._nodes_by_depth
+    return [
+        _own_node(node)
+        for depth in sorted(by_depth, reverse=True)
+        if depth != _BELOW_OUTPUTS
+        for node in by_depth[depth]
+        if not node.is_input
+    ]
+
+
+def inputs_of(model: keras.Model) -> list[Any]:
+    """Symbolic inputs of `model`, flattened."""
+    return list(_graph_of(model)._inputs)
+
+
+def inputs_like(model: keras.Model, flat: Sequence[Any]) -> Any:
+    """Flattened inputs, in the structure that `model` is given; one alone."""
+    struct = keras.tree.pack_sequence_as(
+        _graph_of(model)._inputs_struct, list(flat)
+    )
+    is_single = isinstance(struct, (list, tuple)) and len(struct) == 1
+    return struct[0] if is_single else struct
+
+
+def arguments_of(node: Any) -> dict[int, Any]:
+    """For a nested model's node: `id` of its own inputs -> what it is given.
+
+    Args:
+        node: Node of a nested model with a graph.
+    """
+    graph = _graph_of(node.operation)
+    given = [*node.arguments.args, *node.arguments.kwargs.values()][0]
+    if isinstance(given, dict) and not isinstance(graph._inputs_struct, dict):
+        given = [given.get(x.name) for x in graph._inputs]
+    flat = keras.tree.flatten(given)
+    return {id(x): y for x, y in zip(graph._inputs, flat, strict=False)}
+
+
+def output_keys(node: Any) -> list[str]:
+    """Keys of the outputs of a node's layer: of a dict, or `"0"` and on."""
+    layer = node.operation
+    struct = getattr(_graph_of(layer), "_outputs_struct", None)
+    if struct is None:
+        with contextlib.suppress(Exception):  # Not all layers can say.
+            struct = layer.compute_output_spec(
+                *node.arguments.args, **node.arguments.kwargs
+            )
+    with contextlib.suppress(Exception):
+        paths = [path for path, _ in _flat_with_path(struct)]
+        if len(paths) == len(node.outputs):
+            return [".".join(str(key) for key in path) for path in paths]
+    return [str(i) for i in range(len(node.outputs))]
+
+
+def _flat_with_path(struct, path=()):
+    if isinstance(struct, dict):
+        for key in sorted(struct):
+            yield from _flat_with_path(struct[key], (*path, key))
+    elif isinstance(struct, (list, tuple)):
+        for i, value in enumerate(struct):
+            yield from _flat_with_path(value, (*path, i))
+    else:
+        yield path, struct
+
+
+def shapes_at(
+    model: keras.Model, length_of: Callable[[str], int]
+) -> dict[int, keras.KerasTensor]:
+    """Symbolic tensors of the graph of `model`, had its inputs other lengths.
+
+    Args:
+        model: Model with a graph.
+        length_of: Function of the name of an input that returns the length to
+            take wherever the input does not say one.
+
+    Returns:
+        `id` of a tensor -> one that tells its shape. Tensors are left out that
+        cannot be computed so.
+    """
+    shapes = {}
+    for x in inputs_of(model):
+        shape = [
+            length_of(x.name) if size is None and axis else size
+            for axis, size in enumerate(x.shape)
+        ]
+        shapes[id(x)] = keras.KerasTensor(shape, x.dtype)
+    for node in nodes(model):
+        if all(id(x) in shapes for x in node.input_tensors):
+            args, kwargs = node.arguments.fill_in(shapes)
+            with contextlib.suppress(Exception):
+                outputs = node.operation.compute_output_spec(*args, **kwargs)
+                outputs = keras.tree.flatten(outputs)
+                for x, output in zip(node.outputs, outputs, strict=True):
+                    shapes[id(x)] = output
+    return shapes
+
+
+def spec_of(function: Callable[..., Any], *args: Any) -> Any:
+    """What `function` would return of symbolic tensors, as symbolic tensors."""
+    return compute_output_spec(function, *args)
+
+
+def _spec_of_call(function, node):
+    """What `function` would return of the arguments of a node."""
+
+    def dense(x):
+        if not isinstance(x, keras.KerasTensor):
+            return x
+        return keras.KerasTensor(x.shape, x.dtype, name=x.name)
+
+    # Keras takes the product of a symbolic tensor and a TensorFlow one for
+    # sparse. Remove when `keras.ops.multiply(keras.Input((2,)), tf.ones(2))`
+    # is dense.
+    args, kwargs = keras.tree.map_structure(
+        dense, (node.arguments.args, node.arguments.kwargs)
+    )
+    return compute_output_spec(function, *args, **kwargs)
+
+
+def is_composite(layer: keras.layers.Layer) -> bool:
+    """Whether `layer` is made of other layers."""
+    return bool(layer._layers)
+
+
+def parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers that `layer` is made of, at any depth."""
+    return layer._flatten_layers(include_self=False)
+
+
+def lists_of(layer: keras.layers.Layer) -> list[list[Any]]:
+    """What the lists, tuples and dicts hold that are attributes of `layer`."""
+    # The lists of Keras and of its backends hold all layers there are.
+    of_any_layer = vars(keras.layers.Layer())
+    return [
+        list(x.values()) if isinstance(x, dict) else list(x)
+        for name, x in vars(layer).items()
+        if isinstance(x, (list, tuple, dict))
+        and name not in of_any_layer
+        and not name.startswith("_self_")
+    ]
+
+
+def is_in_use(layer: keras.layers.Layer) -> bool:
+    """Whether a Functional model calls `layer`."""
+    return bool(layer._inbound_nodes) or any(
+        attachment.layer is layer
+        for attachments in _attachments.values()
+        for attachment in attachments.values()
+    )
+
+
+def inner_calls(node: Any) -> tuple[list[InnerCall], list, tuple]:
+    """The calls of layers inside of a node's layer.
+
+    Args:
+        node: Node of a composite layer.
+
+    Returns:
+        A tuple of the calls, in the order in which they begin; the sources of
+        what the layer is given; the source of what it returns.
+    """
+    layer = node.operation
+    parts = parts_of(layer)
+    found: list[Any] = []
+
+    def run(*args, **kwargs):
+        tree = CallTree(is_composite)
+        given = [
+            tree.source_of(x)
+            for x in keras.tree.flatten((args, kwargs))
+            if hasattr(x, "shape")
+        ]
+        with recorded(tree):
+            outputs = keras.tree.flatten(layer(*args, **kwargs))
+        found[:] = tree.calls, given, tree.source_of(outputs[0])
+        return ()
+
+    with contextlib.ExitStack() as undo:
+        for part in [layer, *parts]:
+            undo.callback(_suspend(part))
+        for part in parts:
+            undo.callback(tap(part, _is_recomputed))
+        _spec_of_call(run, node)
+    calls, given, returned = found
+    return calls, given, returned
+
+
+def inner_outputs(
+    node: Any, layers: Sequence[keras.layers.Layer]
+) -> dict[int, list[list[tuple[keras.KerasTensor, bool]]]]:
+    """Outputs of `layers` called inside of a node's layer, as it will run.
+
+    Args:
+        node: Node of a composite layer or nested model.
+        layers: Layers inside of it.
+
+    Returns:
+        `id` of a layer -> for each of its calls, its outputs as symbolic
+        tensors, and whether Keras has put a mask on them.
+
+    Raises:
+        Exception: Of any kind, if the outputs cannot leave the node's layer.
+    """
+    has_mask = {}
+
+    def run(*args, **kwargs):
+        recorder = RecordedOutputs()
+        with recorded(recorder):
+            node.operation(*args, **kwargs)
+        calls = {str(id(x)): recorder.calls_of(x) for x in layers}
+        for key, outputs in calls.items():
+            has_mask[key] = [
+                [get_keras_mask(x) is not None for x in flat]
+                for flat in outputs
+            ]
+        return calls
+
+    with contextlib.ExitStack() as undo:
+        for part in _around(node.operation, layers):
+            undo.callback(_suspend(part))
+        for layer in layers:
+            undo.callback(tap(layer, _is_recomputed))
+        specs = _spec_of_call(run, node)
+    return {
+        int(key): [
+            list(zip(flat, masked, strict=True))
+            for flat, masked in zip(calls, has_mask[key], strict=True)
+        ]
+        for key, calls in specs.items()
+    }
+
+
+def _around(layer, inner):
+    """`layer` and the parts of it that contain one of the `inner` layers."""
+    wanted = {id(x) for x in inner}
+    return [
+        part
+        for part in layer._flatten_layers()
+        if any(id(x) in wanted for x in parts_of(part))
+        or (part is layer and id(part) not in wanted)
+    ]
+
+
+class _Shown:
+    """Stands for the layer of a node, and returns inner outputs as well.
+
+    To Keras, which clones models by the layers of their nodes, it is the layer.
+    """
+
+    def __init__(self, node, inner):
+        self.node = node
+        self.inner = inner
+
+    def __call__(self, *args, **kwargs):
+        layer = self.node.operation
+        leaves = keras.tree.flatten((args, kwargs))
+        if any(isinstance(x, keras.KerasTensor) for x in leaves):
+            return layer(*args, **kwargs)
+        recorder = RecordedOutputs()
+        with recorded(recorder):
+            outputs = keras.tree.flatten(layer(*args, **kwargs))
+        missing = len(self.node.outputs) - len(outputs)
+        outputs = outputs[: len(self.node.outputs)] + [None] * missing
+        return outputs + [_found(recorder, x) for x in self.inner]
+
+    def __getattr__(self, name):
+        return getattr(self.node.operation, name)
+
+    @property  # type: ignore[misc]
+    def __class__(self):
+        return type(self.node.operation)
+
+
+def _found(recorder, inner):
+    """The tensor, None if there were not the calls that there had been."""
+    calls = recorder.calls_of(inner.layer)
+    if len(calls) != inner.num_calls:
+        return None
+    return calls[inner.call_index][inner.position]
+
+
+def _own_node(node):
+    return node.operation.node if type(node.operation) is _Shown else node
+
+
+def _show(model, inner):
+    """Makes nodes of `model` return inner outputs; returns what undoes it."""
+    graph = _graph_of(model)
+    before = _shown_outputs.get(graph, [])
+    _show_these(graph, [*before, *inner])
+
+    def undo():
+        shown = _shown_outputs[graph]
+        _show_these(graph, [x for x in shown if not any(x is y for y in inner)])
+
+    return undo
+
+
+def _show_these(graph, inner):
+    _set_nodes(graph, _showing(graph, inner))
+    _shown_outputs[graph] = inner
+
+
+def _showing(graph, inner):
+    """The nodes of a graph by depth, some of which return inner outputs."""
+
+    def shown(node):
+        node = _own_node(node)
+        own = [x for x in inner if x.node is node]
+        if not own:
+            return node
+        copied = copy.copy(node)
+        copied.operation = _Shown(node, own)
+        copied.outputs = [*node.outputs, *[x.tensor for x in own]]
+        return copied
+
+    return {
+        depth: [shown(node) for node in row]
+        for depth, row in graph._nodes_by_depth.items()
+    }
+
+
+class _Below(keras.Operation):
+    """The operation of a node below the outputs.
+
+    Args:
+        function: Is given the tensors, and whether the model is training.
+    """
+
+    def __init__(self, function=None, name=None):
+        with keras.RematScope(mode=None):
+            super().__init__(name=name)
+        self.function = function
+        self._call_context_args = {"training"}
+
+    def call(self, *tensors, training=None):
+        if self.function is not None:
+            self.function(tensors, training)
+        return ()
+
+    def compute_output_spec(self, *tensors, training=None):
+        return ()
+
+    def get_config(self):
+        return {}  # A clone of the model has a node that does nothing.
+
+
+def attach_layer(
+    model: keras.Model,
+    name: str,
+    layer: keras.layers.Layer,
+    function: Callable[[Sequence[Tensor | None], bool | None], None],
+    tensors: Sequence[keras.KerasTensor | InnerOutput],
+    outer: keras.Model,
+) -> None:
+    """Makes `model` call `function` on tensors whenever it runs.
+
+    `keras.RematScope` may go on recomputing layers in it, but not all of it: a
+    loss that is added inside of a recomputed function has no gradient.
+
+    Args:
+        model: Model with a graph, changed in place; as it was, if this fails.
+        name: Attribute that will hold the layer, so that Keras finds its
+            weights, losses and metrics.
+        layer: Layer that `function` calls.
+        function: Is given the tensors, None for those that do not exist in
+            this pass, and whether the model is training. What it returns is
+            not used.
+        tensors: Tensors of the graph of `model`.
+        outer: The model that is trained or run: `model`, or one around it.
+    """
+    graph = _graph_of(model)
+    inner = [x for x in tensors if isinstance(x, InnerOutput)]
+    with contextlib.ExitStack() as undo:
+        for around in nested_models(outer):
+            if any(nested is model for nested in nested_models(around)):
+                undo.callback(_suspend(around))
+        for node in {id(x.node): x.node for x in inner}.values():
+            layers = [x.layer for x in inner if x.node is node]
+            for part in _around(node.operation, layers):
+                undo.callback(_suspend(part))
+        for x in inner:
+            undo.callback(tap(x.layer, _is_recomputed))
+        undo.callback(_show(model, inner))
+        below = _Below(function)
+        below(*[x.tensor if isinstance(x, InnerOutput) else x for x in tensors])
+        (node,) = below._inbound_nodes
+        undo.callback(_forget_node, node)
+        undo.callback(_hold(model, name, layer))
+        undo.callback(_remove_below, graph, node)
+        _set_below_outputs(graph, [*_below_outputs(graph), node])
+        attachment = _Attachment(layer, node, undo.pop_all())
+        _attachments.setdefault(graph, {})[name] = attachment
+
+
+def detach_layer(model: keras.Model, name: str) -> None:
+    """Undoes `attach_layer(model, name, ...)`."""
+    _attachments[_graph_of(model)].pop(name).undo.close()
+
+
+def attached_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
+    """The layers that `attach_layer` gave to `model`, by name."""
+    attachments = _attachments.get(_graph_of(model), {})
+    return {name: x.layer for name, x in attachments.items()}
+
+
+def _hosts_of(model):
+    """The layers whose attributes Keras looks through for the model's own.
+
+    Of a Sequential model it looks at the layers alone, but for saving.
+    """
+    if isinstance(model, keras.Sequential):
+        first = model._functional._inputs[0]._keras_history.operation
+        return [model, first]
+    return [model]
+
+
+def _hold(model, name, layer):
+    """Makes Keras find `layer`; returns what undoes it."""
+    with contextlib.ExitStack() as undo:
+        for host in _hosts_of(model):
+            tracker = host._tracker
+            is_locked = tracker.locked
+            undo.callback(_release, host, name, layer)
+            tracker.unlock()
+            try:
+                setattr(host, name, layer)
+            finally:
+                if is_locked:
+                    tracker.lock()
+        return undo.pop_all().close
+
+
+def _release(host, name, layer):
+    host._tracker.untrack(layer)
+    if name in {**vars(host), **vars(host).get("_modules", {})}:
+        delattr(host, name)
+
+
+def _forget_node(node):
+    for tensor in node.input_tensors:
+        producer = tensor._keras_history.operation
+        if producer is not None and node in producer._outbound_nodes:
+            producer._outbound_nodes.remove(node)
+
+
+def _below_outputs(graph):
+    return graph._nodes_by_depth.get(_BELOW_OUTPUTS, [])
+
+
+def _remove_below(graph, node):
+    _set_below_outputs(
+        graph, [other for other in _below_outputs(graph) if other is not node]
+    )
+
+
+def _set_below_outputs(graph, row):
+    by_depth = {**graph._nodes_by_depth, _BELOW_OUTPUTS: row}
+    if not row:
+        del by_depth[_BELOW_OUTPUTS]
+    _set_nodes(graph, by_depth)
+
+
+def _set_nodes(graph, by_depth):
+    # Another thread may be running the nodes there have been: it keeps those.
+    vars(graph)["_nodes_by_depth"] = by_depth
+
+
+def insert_layer(
+    model: keras.Model, name: str, layer: keras.layers.Layer, tensor: Any
+) -> None:
+    """Makes `model` pass `tensor` of its graph through `layer`.
+
+    What the model computes from `tensor` is computed from the layer's output
+    from now on; layers that do not depend on it are not touched.
+
+    Args:
+        model: Model with a graph and without attached_layers, changed in
+            place; as it was, if this fails.
+        name: Attribute that will hold the layer.
+        layer: Layer from `tensor` to one of the same shape.
+        tensor: Symbolic tensor that the model computes.
+    """
+    graph = _graph_of(model)
+    original = {name: vars(graph)[name] for name in _GRAPH}
+    operations = [layer, *graph._operations]
+    links = [
+        (nodes, list(nodes))
+        for operation in operations
+        for nodes in (operation._inbound_nodes, operation._outbound_nodes)
+    ]
+    try:
+        replaced = {id(x): x for x in graph._inputs}
+        for node in nodes(model):
+            outputs = node.outputs
+            if any(replaced[id(x)] is not x for x in node.input_tensors):
+                args, kwargs = node.arguments.fill_in(replaced)
+                outputs = keras.tree.flatten(node.operation(*args, **kwargs))
+            for before, after in zip(node.outputs, outputs, strict=True):
+                is_it = before is tensor
+                replaced[id(before)] = layer(tensor) if is_it else after
+        changed = keras.Function(
+            graph._inputs_struct,
+            keras.tree.map_structure(
+                lambda x: replaced[id(x)], graph._outputs_struct
+            ),
+        )
+        release = _hold(model, name, layer)
+    except BaseException:
+        for linked, before in links:
+            linked[:] = before
+        raise
+    added = {x for linked, before in links for x in linked[len(before) :]}
+    undo = contextlib.ExitStack()
+    undo.callback(_drop_nodes, operations, added)
+    undo.callback(release)
+    undo.callback(vars(graph).update, original)
+    vars(graph).update({name: vars(changed)[name] for name in _GRAPH})
+    _insertions[graph] = (name, undo)
+
+
+def _drop_nodes(operations, added):
+    for operation in operations:
+        # Of inbound nodes, others know the index.
+        while (
+            operation._inbound_nodes and operation._inbound_nodes[-1] in added
+        ):
+            operation._inbound_nodes.pop()
+        operation._outbound_nodes[:] = [
+            node for node in operation._outbound_nodes if node not in added
+        ]
+
+
+def inserted_layer(model: keras.Model) -> str | None:
+    """The attribute with the layer that `insert_layer` gave to `model`."""
+    return _insertions.get(_graph_of(model), (None, None))[0]
+
+
+def remove_inserted_layer(model: keras.Model) -> None:
+    """Undoes `insert_layer`."""
+    _, undo = _insertions.pop(_graph_of(model))
+    undo.close()
+
+
+def _is_recomputed(layer):
+    return layer._remat_mode is not None
+
+
+def _suspend(layer):
+    """Keeps `layer` from being recomputed; returns what undoes it."""
+    mode, number = _suspended_modes.get(layer, (layer._remat_mode, 0))
+    if mode is None:
+        return lambda: None
+    _suspended_modes[layer] = (mode, number + 1)
+    layer._remat_mode = None
+
+    def undo():
+        mode, number = _suspended_modes.pop(layer)
+        if number > 1:
+            _suspended_modes[layer] = (mode, number - 1)
+        else:
+            layer._remat_mode = mode
+
+    return undo
+
+
+def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """The outermost model, or layer, in whose call `layer` is being called."""
+    return layer._get_call_context().entry_layer
+
+
+def knows_training(layer: keras.layers.Layer) -> bool:
+    """Whether what calls `layer` can say that it trains.
+
+    A layer that is called by hand can: whoever calls it sees what it returns.
+    """
+    caller = calling_model(layer)
+    if caller is layer:
+        # A model that trains or evaluates on JAX asks for losses, unnamed.
+        return not in_stateless_scope() or loses_losses()
+    return "training" in inspect.signature(caller.call).parameters
+
+
+def loses_losses() -> bool:
+    """Whether a loss that a layer adds now reaches nobody.
+
+    `stateless_call` drops losses unless it is asked to return them.
+    """
+    return in_stateless_scope() and not get_stateless_scope().collect_losses
+
+
+def has_state(variable: keras.Variable) -> bool:
+    """Whether the scope at hand reads and updates a variable, on JAX."""
+    if not in_stateless_scope():
+        return False
+    return get_stateless_scope().get_current_value(variable) is not None
+
+
+def has_value(variable: keras.Variable) -> bool:
+    """Whether assigning a variable has an effect.
+
+    Within an epoch Keras on JAX takes the values out of the variables, and
+    overwrites them when the epoch ends.
+    """
+    return variable._value is not None
+
+
+def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:
+    """Makes all layers of the model that calls `layer` use other lists.
+
+    The layer is being called; the model may be the layer itself.
+    """
+    model = calling_model(layer)
+    for part in model._flatten_layers():
+        if not isinstance(part._losses, make_list):
+            losses = make_list()
+            losses.extend(part._losses)
+            part._losses = losses
+
+
+def skip_build(model: keras.Model) -> None:
+    """Spares a model that is built the build from its first batch.
+
+    Under a strategy, Keras 3.15 builds from the mean of that batch over the
+    replicas, even if there is nothing to build. Replicas whose shares of the
+    batch differ in size have no mean.
+    """
+    model._maybe_symbolic_build = lambda *args, **kwargs: None
+
+
+def forget_traces(model: keras.Model) -> None:
+    """Makes `fit`, `evaluate` and `predict` trace the model anew."""
+    model.train_function = None
+    model.test_function = None
+    model.predict_function = None
+
+
+def keras_mask(tensor: Any) -> Any:
+    """The mask that Keras layers have put on `tensor`, or None."""
+    return get_keras_mask(tensor)
+
+
+def find_layers(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
+    """All layers of class `kind` in `model`, at any depth."""
+    return [x for x in model._flatten_layers() if isinstance(x, kind)]

@@ -1,0 +1,50 @@
+"""Checks which Keras, TensorFlow and KerasHub are installed."""
+
+import importlib.metadata
+import sys
+
+from packaging.requirements import Requirement
+
+_CHECKED = ("keras", "tensorflow", "keras-hub")
+
+
+def check_versions() -> None:
+    """Refuses versions that would fail later, and less clearly.
+
+    The bounds are those that the package declares, which pip may have been
+    told to ignore.
+
+    Raises:
+        ImportError: If Keras, TensorFlow or KerasHub is imported or installed
+            in a version that the package does not support.
+    """
+    for requirement in _requirements():
+        package = requirement.name.replace("-", "_")
+        version = _version(package)
+        if version is not None and not requirement.specifier.contains(
+            version, prereleases=True
+        ):
+            raise ImportError(
+                f"keras_istar needs `{package}` {requirement.specifier}. "
+                f"Received: {package}.__version__={version!r}"
+            )
+
+
+def _requirements():
+    """Requirements that the installed package declares and this checks."""
+    try:
+        declared = importlib.metadata.requires("keras-istar") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []  # It runs from a folder that was not installed.
+    requirements = map(Requirement, declared)
+    return [x for x in requirements if x.name in _CHECKED]
+
+
+def _version(package):
+    """Version of the imported package, or else of the installed one."""
+    if package in sys.modules:
+        return getattr(sys.modules[package], "__version__", None)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

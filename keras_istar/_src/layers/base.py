@@ -1,0 +1,404 @@
+"""The base class of regularizers: penalty, settings and logs of a layer."""
+
+import collections
+import re
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_istar._src import validation
+from keras_istar._src.compat import jax_trainer
+from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat.distribution import separate_losses
+from keras_istar._src.compat.keras_state import StateVariable
+from keras_istar._src.layers.attachment import Attachment
+from keras_istar._src.layers.probe import current_recorder
+from keras_istar._src.types import Tensor
+
+
+class Setting:
+    """Attribute of a layer that can be assigned without tracing anew.
+
+    Reading gives the Python number that was assigned. Traced code takes
+    `layer.setting(name)`, which is no weight: nothing but an assignment
+    changes it.
+
+    Args:
+        check: Function of the name and a value that returns the number, or
+            raises.
+    """
+
+    def __init__(self, check: Callable[[str, Any], float]):
+        self._check = check
+
+    def __set_name__(self, owner, name):
+        self._name = name
+
+    def __get__(self, layer, owner=None):
+        if layer is None:
+            return self
+        try:
+            return layer.settings[self._name]
+        except KeyError:
+            raise AttributeError(self._name) from None
+
+    def __set__(self, layer, value):
+        value = self._check(self._name, value)
+        layer.assign_setting(self._name, value)
+
+
+class TrainingMean(keras.metrics.Mean):
+    """Mean over training steps that takes values from a layer alone.
+
+    Keras lists the metrics of a layer in the logs of `evaluate` as well, where
+    a value that only training produces would show up as `val_<name>: 0.0`. So
+    there is no value where there was no training step.
+
+    Args:
+        name: Key in the logs.
+
+    Attributes:
+        is_training: Whether the step being traced has updated the metric.
+    """
+
+    def __init__(self, name: str):
+        super().__init__(name=name, dtype="float32")
+        self.is_training = False
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Does nothing: train steps of users give labels to every metric."""
+
+    def record(self, value: Tensor, is_new_step: bool = True) -> None:
+        """Adds a value; values of one step add up."""
+        self.total.assign(self.total + ops.cast(value, self.dtype))
+        self.count.assign(self.count + float(is_new_step))
+        self.is_training = True
+
+    def result(self) -> Any:
+        """The mean, or an empty dict of logs if no training step was seen."""
+        try:
+            # A copy, for a variable of several replicas is not one tensor.
+            has_value = bool(ops.copy(self.count.value) > 0)
+        except TypeError:  # The value is not known while tracing a step.
+            has_value = self.is_training
+        return super().result() if has_value else {}
+
+
+class HiddenStateRegularization(keras.layers.Layer):
+    """Adds `strength * loss(measure(hidden states))` to the loss.
+
+    The base class of regularizers. The layer is an identity: it returns its
+    (last) input, keeps Keras masks and dtypes, and does nothing outside of
+    training. A subclass says what it measures and which loss that makes. Both
+    the measure and the very number that entered the loss are logged, under the
+    names that the subclass gives. Where one model has several layers of a
+    class, their keys begin with the name of the layer, if it was given one, or
+    else of the model that it is attached to.
+
+    Args:
+        strength: Factor of the loss, any finite number. May be assigned at any
+            time without tracing anew. What was assigned is in force: it is no
+            weight of the model, so nothing that writes weights changes it.
+        **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
+
+    Call arguments:
+        hidden_states: Tensor of shape `(batch, length, dim)`, or a list.
+        mask: Optional `(batch, length)` tensor, or a list with one or None for
+            each state. Taken from the Keras masks if not given.
+        training: Whether to add the loss.
+
+    Attributes:
+        dim: Width of the hidden states, once built.
+        state_names: A name for each hidden state, for logs.
+        owner_name: Name of the model that holds the states, once attached.
+
+    Example:
+
+    >>> class SmallNorm(keras_istar.HiddenStateRegularization):
+    ...     measure_name = "mean_square"
+    ...
+    ...     def measure(self, hidden_states, masks):
+    ...         squares = [ops.mean(ops.square(x)) for x in hidden_states]
+    ...         return sum(squares) / len(squares)
+    ...
+    ...     def loss(self, measure):
+    ...         return measure
+    >>> layer = SmallNorm(strength=0.5)
+    >>> _ = layer(np.full((2, 3, 4), 2.0, "float32"), training=True)
+    >>> float(layer.losses[0])
+    2.0
+    """
+
+    default_layers: str | int = "all"  # For `attach_regularizer`.
+    measure_name = "measure"
+    penalty_name = ""  # By default, `<measure_name>_penalty`.
+    strength = Setting(validation.check_real)
+
+    def __init__(self, strength: float = 1.0, **kwargs: Any):
+        # Nothing here is worth recomputing, and a loss that is added inside of
+        # a recomputed function has no gradient: what such a function does not
+        # return is a constant to the outside, on every backend.
+        with keras.RematScope(mode=None), validation.keras_arguments(kwargs):
+            super().__init__(autocast=False, **kwargs)
+        self.settings: dict[str, float] = {}
+        self._setting_variables: dict[str, StateVariable] = {}
+        self._models: weakref.WeakSet[keras.Model] = weakref.WeakSet()
+        self.strength = strength
+        self.state_names: tuple[str, ...] | None = None
+        self.owner_name: str | None = None
+        self.attachment: Attachment | None = None
+        self.supports_masking = True
+        self._prefix = default_prefix(self)
+        self._has_warned = False
+        penalty_name = self.penalty_name or f"{self.measure_name}_penalty"
+        self._means = {
+            name: TrainingMean(self.log_name(name))
+            for name in (self.measure_name, penalty_name)
+        }
+
+    def measure(self, hidden_states: list[Tensor], masks: list) -> Tensor:
+        """Scalar to log, from hidden states and a mask or None for each."""
+        raise NotImplementedError
+
+    def loss(self, measure: Tensor) -> Tensor:
+        """Scalar that `strength` multiplies."""
+        raise NotImplementedError
+
+    def build(self, input_shape: Any) -> None:
+        if not input_shape:
+            raise ValueError(
+                "`hidden_states` must be a tensor `(..., dim)` or a list of "
+                f"them. Received: hidden_states.shape={input_shape}"
+            )
+        shapes = as_list(input_shape, is_leaf=_is_shape)
+        for shape in shapes:
+            validation.check_width("hidden_states", shape)
+        self.dim = shapes[0][-1]
+        self._check_widths(shapes)
+        if self.state_names is None:
+            self.state_names = tuple(f"layer_{i}" for i in range(len(shapes)))
+        for name, value in self.settings.items():
+            self._setting_variables[name] = StateVariable(name, value=value)
+
+    def call(
+        self,
+        hidden_states: Tensor | list[Tensor],
+        mask: Tensor | list[Tensor | None] | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
+        separate_losses(self)
+        states = as_list(hidden_states)
+        masks = _match_masks(states, mask)
+        validation.check_float_dtypes(
+            "hidden_states", [x.dtype for x in states]
+        )
+        self._check_widths([state.shape for state in states])
+        self.rest()
+        recorder = current_recorder()
+        if recorder is not None:
+            recorder.record(self, states, masks)
+        elif training is None:
+            self._warn_of_no_training()
+        if training:
+            self._add_penalty(states, masks)
+        return states[-1]
+
+    def rest(self) -> None:
+        """Says that the pass at hand logs nothing, unless it trains."""
+        for mean in self._means.values():
+            mean.is_training = False
+
+    def _add_penalty(self, states, masks):
+        model = jax_trainer.calling_model(self)
+        if model is not None:
+            name_logs(model)
+        measured = self.measure(states, masks)
+        strength = ops.cast(self.setting("strength"), measured.dtype)
+        penalty = strength * self.loss(measured)
+        # Keras adds it to a task loss of this type.
+        entered = ops.cast(penalty, keras.config.floatx())
+        is_first_call = not self.losses
+        self.add_loss(entered)
+        measure_mean, penalty_mean = self._means.values()
+
+        def log(is_first_call):
+            measure_mean.record(measured)
+            penalty_mean.record(penalty, is_first_call)
+
+        is_heard = jax_trainer.log_call(
+            log, measure_mean, is_first_call, entered
+        )
+        if not is_heard and keras_graph.loses_losses():
+            self._warn(
+                "adds no penalty here: `stateless_call` drops losses unless "
+                "it is called with `return_losses=True`."
+            )
+
+    def _warn_of_no_training(self):
+        """Warns if the model that calls does not say whether it trains."""
+        if not keras_graph.knows_training(self):
+            self._warn(
+                "adds no penalty, as it is not told whether the model trains. "
+                "Give `call` of the model a `training` argument, "
+                "`def call(self, inputs, training=None)`, and pass it on to "
+                "this layer: `self.layer(x, training=training)`."
+            )
+
+    def _warn(self, what):
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"{type(self).__name__} {self.name!r} {what}", stacklevel=2
+            )
+
+    def assign_setting(self, name: str, value: float) -> None:
+        """Puts a setting in force, in the middle of an epoch as well."""
+        variable = getattr(self, "_setting_variables", {}).get(name)
+        if variable is not None:
+            for model in list(self._models):
+                jax_trainer.sync(model)
+            if not keras_graph.has_value(variable.state):
+                raise RuntimeError(
+                    f"`{name}` cannot be assigned here, within an epoch on the "
+                    "JAX backend. Read `self.model` of a callback first, which "
+                    "brings the model up to date, or assign it between epochs. "
+                    f"Received: {name}={value!r}"
+                )
+            variable.state.assign(value)
+        self.settings[name] = value
+
+    def join(self, model: keras.Model) -> None:
+        """Makes settings reach train steps of `model` within an epoch."""
+        self._models.add(model)
+
+    def setting(self, name: str) -> keras.Variable:
+        """The variable behind a `Setting`, for traced code."""
+        return self._setting_variables[name].state
+
+    @property
+    def default_name(self) -> str:
+        """The name that Keras gives to a layer of this class by default."""
+        return _snake_case(type(self))
+
+    def log_name(self, quantity: str) -> str:
+        """Key of a quantity of this layer in the logs."""
+        return self._prefix + quantity
+
+    def set_log_prefix(self, prefix: str) -> None:
+        """Makes keys in the logs begin with a prefix."""
+        self._prefix = prefix
+        for name, mean in self._means.items():
+            mean.name = self.log_name(name)
+
+    def _check_widths(self, shapes):
+        widths = [shape[-1] for shape in shapes]
+        if any(width != self.dim for width in widths):
+            raise ValueError(
+                f"`hidden_states` must all have width {self.dim}. "
+                f"Received: widths={widths}"
+            )
+
+    def describe(self) -> str:
+        """Text that says what this layer does, and to which hidden states."""
+        settings = ", ".join(f"{k}={v:g}" for k, v in self.settings.items())
+        lines = [f"{type(self).__name__} {self.name!r}: {settings}"]
+        if self.attachment is not None:
+            lines.append(self.attachment.describe())
+        elif self.state_names is not None:
+            names = ", ".join(self.state_names)
+            lines.append(f"called by hand on {names}, dim={self.dim}")
+        return "\n".join(lines)
+
+    def __str__(self):
+        return self.describe()
+
+    def compute_mask(self, inputs: Any, previous_mask: Any) -> None:
+        # The output is the last input itself, which still carries its mask.
+        return None
+
+    def compute_output_shape(self, input_shape: Any) -> tuple:
+        return as_list(input_shape, is_leaf=_is_shape)[-1]
+
+    def compute_output_spec(
+        self, hidden_states: Any, mask: Any = None, training: Any = None
+    ) -> keras.KerasTensor:
+        states = as_list(hidden_states)
+        _match_masks(states, mask)
+        return keras.KerasTensor(states[-1].shape, dtype=states[-1].dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **self.settings}
+
+    def save_own_variables(self, store: Any) -> None:
+        # Settings live in the config.
+        pass
+
+    def load_own_variables(self, store: Any) -> None:
+        pass
+
+
+def name_logs(model: keras.Model) -> None:
+    """Gives each regularizer in a model log keys of its own.
+
+    One regularizer of a class keeps the plain keys, unless it was given a name
+    of its own. Several that were given none are told apart by the model that
+    each is attached to, and by their order.
+    """
+    regularizers = keras_graph.find_layers(model, HiddenStateRegularization)
+    by_default = [x for x in regularizers if not default_prefix(x)]
+    alike = collections.defaultdict(list)
+    for layer in by_default:
+        alike[layer.measure_name].append(layer)
+    for layer in regularizers:
+        if layer not in by_default:
+            layer.set_log_prefix(default_prefix(layer))
+    for layers in alike.values():
+        labels = [layer.owner_name or layer.default_name for layer in layers]
+        for i, (layer, label) in enumerate(zip(layers, labels, strict=True)):
+            if labels.count(label) > 1:
+                label = f"{label}_{labels[:i].count(label)}"
+            layer.set_log_prefix(f"{label}_" if len(layers) > 1 else "")
+
+
+def default_prefix(layer: keras.layers.Layer) -> str:
+    """Start of keys in the logs: the name of a layer, if it was given one."""
+    by_default = re.fullmatch(rf"{_snake_case(type(layer))}(_\d+)?", layer.name)
+    return "" if by_default else f"{layer.name}_"
+
+
+def _snake_case(kind):
+    """The name of a class in the form that Keras uses for layers."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", kind.__name__)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def as_list(value, is_leaf=lambda x: not isinstance(x, (list, tuple))):
+    return [value] if is_leaf(value) else list(value)
+
+
+def _is_shape(value):
+    return value is None or not isinstance(value[0], (list, tuple))
+
+
+def _match_masks(states, mask):
+    """One mask, or None, for each state; raises where a mask does not fit."""
+    masks = as_list(mask)
+    if len(masks) == 1:
+        masks = masks * len(states)
+    if len(masks) != len(states):
+        raise ValueError(
+            "`mask` must be one mask or a list with one for each of the "
+            f"{len(states)} `hidden_states`. Received: len(mask)={len(masks)}"
+        )
+    for state, state_mask in zip(states, masks, strict=True):
+        if state_mask is not None:
+            if not hasattr(state_mask, "shape"):
+                state_mask = validation.check_tensor("mask", state_mask)
+            validation.check_mask_shape(
+                state_mask.shape, state.shape, "hidden_states"
+            )
+    return masks

@@ -1,0 +1,328 @@
+"""Hidden states and mask -> moments -> covariance.
+
+Moments of disjoint sets of tokens merge exactly, so batches, encoder layers
+and replicas are all joined by `combine`.
+"""
+
+import functools
+from typing import Any
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_istar._src.compat.distribution import current_replicas
+from keras_istar._src.compat.gradients import after
+from keras_istar._src.compat.gradients import custom_gradient
+from keras_istar._src.compat.gradients import last_first
+from keras_istar._src.types import Tensor
+
+
+def matmul(a: Any, b: Any) -> Any:
+    """`a @ b`, where a TPU would take float32 for bfloat16.
+
+    One bfloat16 pass would put the score off by up to 2e-5 and its gradient by
+    2e-3, even though deviations from the mean are multiplied; three passes, or
+    the TF32 of recent GPUs, are as good as float32. TensorFlow has no such
+    choice for one product: on a TPU, turn off
+    `tf.config.experimental.enable_tensor_float_32_execution` for all.
+    """
+    if keras.backend.backend() == "jax":
+        from jax import numpy
+
+        return numpy.matmul(a, b, precision="high")
+    return ops.matmul(a, b)
+
+
+def moments_dtype(dtype: Any) -> str:
+    """float64 for float64 states, float32 for every narrower type."""
+    is_double = keras.backend.standardize_dtype(dtype) == "float64"
+    return "float64" if is_double else "float32"
+
+
+def deviations(
+    center: Tensor | float, tokens: Tensor, weights: Tensor | None
+) -> Tensor:
+    """`tokens - center`, zero where masked: `(tokens, dim)`."""
+    difference = ops.cast(tokens, moments_dtype(tokens.dtype)) - center
+    return _zero_masked(difference, weights)
+
+
+def _zero_masked(values, weights):
+    if weights is None:
+        return values
+    return ops.where(weights[:, None] > 0, values, 0.0)
+
+
+def _sums_and_gradient(centers, *tokens_and_weights):
+    """The tensors of `sums_about`, and the function of their gradient."""
+    number = centers.shape[0]
+    tokens, weights = tokens_and_weights[:number], tokens_and_weights[number:]
+    states = list(zip(ops.unstack(centers), tokens, weights, strict=True))
+    clouds = [deviations(*state) for state in states]
+    products = [matmul(ops.transpose(cloud), cloud) for cloud in clouds]
+    totals = [ops.sum(cloud, axis=0) for cloud in clouds]
+
+    def gradient(d_products, d_totals):
+        # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
+        both = d_products + ops.transpose(d_products)
+        d_tokens = last_first(
+            [
+                functools.partial(_state_gradient, both, d_total, *state)
+                for state, d_total in zip(
+                    states, ops.unstack(d_totals), strict=True
+                )
+            ],
+            before=both,
+        )
+        return None, *d_tokens, *[None] * number
+
+    return (sum(products[1:], start=products[0]), ops.stack(totals)), gradient
+
+
+_sums_for_training = custom_gradient(_sums_and_gradient)
+
+
+def sums_about(
+    centers: Tensor, *tokens_and_weights: Tensor | None, train: bool
+) -> tuple[Tensor, Tensor]:
+    """Sums of the outer products of deviations, and of the deviations.
+
+    Args:
+        centers: `(states, dim)`, constants.
+        *tokens_and_weights: For each state `(tokens, dim)`, any float dtype;
+            then for each state None, or ones and zeros of shape `(tokens,)`.
+        train: If true, only what is given is kept for the backward pass, which
+            recomputes the deviations and costs one matrix product a state. If
+            not, autodiff keeps the deviations and takes two, but can also go
+            forward: custom gradients have no `jax.jvp`.
+
+    Returns:
+        Tensors of shape `(dim, dim)`, over all states, and `(states, dim)`.
+    """
+    if train:
+        return _sums_for_training(centers, *tokens_and_weights)
+    return _sums_and_gradient(centers, *tokens_and_weights)[0]
+
+
+def _state_gradient(both, d_total, center, tokens, weights, before):
+    """Gradient of one state's tokens, computed after `before`."""
+    if tokens.dtype == both.dtype:
+        cloud = deviations(after(before, center), tokens, weights)
+    else:
+        # Otherwise the wider copy of the tokens would be kept as well.
+        cloud = deviations(center, after(before, tokens), weights)
+    d_tokens = _zero_masked(matmul(cloud, both) + d_total, weights)
+    return ops.cast(d_tokens, tokens.dtype)
+
+
+class Moments(NamedTuple):
+    """First two moments of a set of tokens.
+
+    The mean is kept as the unevaluated sum `center + offset`: hidden states
+    have dimensions whose mean is thousands of times their spread, and a single
+    float32 would round away the digits that merging needs.
+
+    Attributes:
+        count: Number of tokens, shape `()`.
+        center: A constant near the mean, shape `(dim,)`. Carries no gradient.
+        offset: Mean minus `center`, shape `(dim,)`.
+        scatter: Sum over tokens of the outer products of their deviations from
+            the mean, shape `(dim, dim)`.
+    """
+
+    count: Tensor
+    center: Tensor
+    offset: Tensor
+    scatter: Tensor
+
+
+def token_moments(
+    hidden_states: Tensor, mask: Tensor | None = None, *, train: bool = True
+) -> Moments:
+    """Moments of the unmasked tokens, in float32 or better.
+
+    Args:
+        hidden_states: Float tensor of shape `(..., dim)`.
+        mask: Optional tensor of shape `(...)`; a token counts where it is true
+            or non-zero. Masked tokens may hold anything, NaN included.
+        train: How to differentiate, see `sums_about`.
+
+    Returns:
+        `Moments` of the tokens.
+    """
+    return union_moments([hidden_states], [mask], train=train)
+
+
+def union_moments(
+    states: list[Tensor], masks: list[Tensor | None], *, train: bool = True
+) -> Moments:
+    """Moments of the unmasked tokens of several states, as one cloud.
+
+    The same as `combine` of their `token_moments`, but sums of one kind are
+    added up before anything else is done with them. Where XLA shards the
+    tokens over devices, each kind then travels in one all-reduce: first the
+    sums that make the centers, then one matrix and the offsets.
+
+    To train, the gradient keeps only the states, the masks and `(dim,)` vectors
+    for the backward pass, which costs one matrix product a state.
+
+    Args:
+        states: Float tensors of shape `(..., dim)`.
+        masks: For each state, None or a tensor of its shape without `dim`.
+        train: How to differentiate, see `sums_about`.
+
+    Returns:
+        `Moments` of all their tokens.
+    """
+    flat = [flatten_tokens(*pair) for pair in zip(states, masks, strict=True)]
+    counts = ops.stack([_count(*tokens) for tokens in flat])
+    per_token = 1.0 / ops.maximum(counts, 1.0)[:, None]
+    totals = [ops.sum(deviations(0.0, *tokens), axis=0) for tokens in flat]
+    centers = ops.stop_gradient(ops.stack(totals) * per_token)
+    tokens, weights = zip(*flat, strict=True)
+    products, rests = sums_about(centers, *tokens, *weights, train=train)
+    offsets = rests * per_token
+    # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
+    # rounding error of a center, so nothing cancels.
+    scaled = ops.sqrt(counts)[:, None] * offsets
+    correction = matmul(ops.transpose(scaled), scaled)
+    return merge(counts, centers, offsets, products - correction)
+
+
+def token_center(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean of the unmasked tokens to rounding, `(dim,)`, as a constant."""
+    tokens = flatten_tokens(hidden_states, mask)
+    total = ops.sum(deviations(0.0, *tokens), axis=0)
+    return ops.stop_gradient(total / ops.maximum(_count(*tokens), 1.0))
+
+
+def flatten_tokens(
+    hidden_states: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Tokens `(tokens, dim)`, and ones and zeros if there is a mask."""
+    tokens = ops.reshape(hidden_states, (-1, hidden_states.shape[-1]))
+    if mask is None:
+        return tokens, None
+    is_real = ops.cast(ops.reshape(mask, (-1,)), "bool")
+    return tokens, ops.cast(is_real, moments_dtype(tokens.dtype))
+
+
+def combine(parts: list[Moments]) -> Moments:
+    """Moments of the union of disjoint sets of tokens.
+
+    Args:
+        parts: `Moments` of the sets, in any order; empty sets are allowed.
+
+    Returns:
+        `Moments` of all their tokens.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    counts, centers, offsets, scatters = zip(*parts, strict=True)
+    scatter = sum(scatters[1:], start=scatters[0])
+    return merge(
+        ops.stack(counts), ops.stack(centers), ops.stack(offsets), scatter
+    )
+
+
+def merge(
+    counts: Tensor, centers: Tensor, offsets: Tensor, scatter: Tensor
+) -> Moments:
+    """Like `combine`, from stacked parts and the sum of their scatters.
+
+    With m_k the mean of part k and m that of the union, the parallel-axis
+    theorem gives
+
+        scatter = sum_k scatter_k + sum_k n_k (m_k - m) (m_k - m)^T.
+
+    Args:
+        counts: Tokens in each part, shape `(parts,)`.
+        centers: Shape `(parts, dim)`.
+        offsets: Shape `(parts, dim)`.
+        scatter: Sum of the parts' scatters, shape `(dim, dim)`.
+
+    Returns:
+        `Moments` of the union.
+    """
+    count = ops.sum(counts)
+    largest = ops.one_hot(
+        ops.argmax(counts), ops.shape(counts)[0], dtype=counts.dtype
+    )
+    # A selection, not a product: no rounding, whatever the matmul precision.
+    center = ops.stop_gradient(ops.sum(largest[:, None] * centers, axis=0))
+    # An empty part has no mean, and no weight: any finite value will do.
+    means = ops.where(
+        counts[:, None] > 0, (centers - center) + offsets, 0.0
+    )  # about `center`
+    offset = ops.sum(counts[:, None] * means, axis=0) / ops.maximum(count, 1.0)
+    spread = ops.sqrt(counts)[:, None] * (means - offset)
+    between = matmul(ops.transpose(spread), spread)
+    return Moments(count, center, offset, scatter + between)
+
+
+def sum_over_replicas(local: Moments) -> Moments:
+    """Moments of the tokens of all replicas, the same on each.
+
+    One all-reduce of one tensor. Scatters add up; counts, centers and offsets
+    do not, so each replica writes its own into its row of a table that is zero
+    elsewhere, and the sum of the tables is the gathered table:
+
+        [ scatter  0      ]   dim rows
+        [ centers  counts ]   one row a replica
+        [ offsets  0      ]   one row a replica
+
+    The gradient of the sum is the sum of the gradients of all replicas. It is
+    exact if every replica's loss has the weight 1 / replicas: Keras and
+    PyTorch's `DistributedDataParallel` see to that.
+    """
+    replicas = current_replicas()
+    if replicas is None or replicas.number == 1:
+        return local
+    dim = local.scatter.shape[-1]
+    own_row = ops.one_hot(
+        replicas.index, replicas.number, dtype=local.scatter.dtype
+    )[:, None]
+    table = ops.concatenate(
+        [
+            ops.pad(local.scatter, ((0, 0), (0, 1))),
+            own_row * ops.append(local.center, local.count),
+            own_row * ops.append(local.offset, 0.0),
+        ]
+    )
+    table = replicas.all_reduce(table)
+    scatter, centers, offsets = ops.split(table, [dim, dim + replicas.number])
+    return merge(
+        centers[:, dim], centers[:, :dim], offsets[:, :dim], scatter[:, :dim]
+    )
+
+
+def to_float32(moments: Moments) -> Moments:
+    """In float32, where the offset takes what the center loses."""
+    center = ops.cast(moments.center, "float32")
+    lost = moments.center - ops.cast(center, moments.center.dtype)
+    parts = moments._replace(center=center, offset=moments.offset + lost)
+    return Moments(*(ops.cast(part, "float32") for part in parts))
+
+
+def covariance(moments: Moments) -> Tensor:
+    """Unbiased covariance `(dim, dim)`; zero for fewer than two tokens."""
+    return moments.scatter / ops.maximum(moments.count - 1.0, 1.0)
+
+
+def shrink(covariance: Tensor, target: Tensor, shrinkage: Tensor) -> Tensor:
+    """`(1 - shrinkage) * covariance + shrinkage * target`, the paper's Σ_ζ."""
+    return (1.0 - shrinkage) * covariance + shrinkage * target
+
+
+def scaled_identity(covariance: Tensor) -> Tensor:
+    """`tr(covariance) / dim * I`, the isotropic matrix of the same trace."""
+    dim = covariance.shape[-1]
+    identity = ops.eye(dim, dtype=covariance.dtype)
+    return ops.sum(covariance * identity) / dim * identity
+
+
+def _count(tokens, weights):
+    if weights is None:
+        return ops.cast(ops.shape(tokens)[0], moments_dtype(tokens.dtype))
+    return ops.sum(weights)

@@ -1,0 +1,315 @@
+"""Several models in one: which is attached, and what to write for each."""
+
+import logging
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from private_keras import all_layers
+
+import keras_istar
+
+
+@pytest.fixture
+def x(rng):
+    return rng.normal(size=(8, 6, 5)).astype("float32")
+
+
+def _tower(name, dim=4):
+    inputs = keras.Input((6, 5))
+    hidden = keras.layers.Dense(dim, "tanh", name="encoder")(inputs)
+    hidden = keras.layers.Dense(dim, "tanh", name=f"{name}_last")(hidden)
+    pooled = keras.layers.GlobalAveragePooling1D()(hidden)
+    return keras.Model(inputs, pooled, name=name)
+
+
+def _two_towers():
+    inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
+    towers = [_tower("query"), _tower("doc")]
+    outputs = [t(i) for t, i in zip(towers, inputs, strict=True)]
+    return keras.Model(inputs, keras.layers.Dot(1)(outputs), name="both")
+
+
+def _siamese(inner):
+    inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
+    outputs = keras.layers.Subtract()([inner(i) for i in inputs])
+    return keras.Model(inputs, keras.layers.Dense(1)(outputs))
+
+
+def _states(model, name, x):
+    layer = model.get_layer(name)
+    states = keras.Model(model.input, layer.output)(x)
+    return keras.ops.convert_to_numpy(states).reshape(-1, states.shape[-1])
+
+
+def _logged(model, x):
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    y = np.zeros((8, 1))
+    return {
+        key: values[0]
+        for key, values in model.fit(
+            x, y, batch_size=8, verbose=0
+        ).history.items()
+    }
+
+
+@pytest.mark.parametrize("layers", ["encoder", ["encoder"], "all", -1])
+def test_what_several_models_have_is_refused(layers):
+    model = _two_towers()
+    if layers in ("all", -1):
+        inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
+        lstms = [
+            keras.Sequential(
+                [
+                    keras.Input((6, 5)),
+                    keras.layers.LSTM(5, return_sequences=True),
+                ],
+                name=name,
+            )
+            for name in ("query", "doc")
+        ]
+        pooled = [f(i)[:, 0] for f, i in zip(lstms, inputs, strict=True)]
+        model = keras.Model(inputs, keras.layers.Dot(1)(pooled))
+    with pytest.raises(ValueError) as error:
+        keras_istar.attach(model, layers)
+    item = layers[0] if isinstance(layers, list) else layers
+    assert f"attach(model, 'query/{item}')" in str(error.value)
+    assert f"attach(model, 'doc/{item}')" in str(error.value)
+    # What it says can be done.
+    keras_istar.attach(model, f"query/{item}")
+    keras_istar.attach(model, f"doc/{item}")
+    keras_istar.detach(model)
+
+
+def test_messages_name_the_function_that_was_called(x):
+    model = _two_towers()
+    with pytest.raises(ValueError, match=r"measure\(model, data, 'doc/enc"):
+        keras_istar.measure(model, [x, x], "encoder", verbose=0)
+    cosine = keras_istar.CosineRegularization(1.0)
+    line = r"attach_regularizer\(model, regularizer, 'query/encoder'\)"
+    with pytest.raises(ValueError, match=line):
+        keras_istar.attach_regularizer(model, cosine, "encoder")
+    assert not cosine.built
+
+
+def test_both_towers_are_attached_at_once(x, rng):
+    model = _two_towers()
+    data = [x, rng.normal(size=x.shape).astype("float32") * [1, 2, 3, 4, 5]]
+    for name, strength in (("query", 1.0), ("doc", -2.0)):
+        layer = keras_istar.attach(model, f"{name}/encoder", strength=strength)
+        assert layer.owner_name == name
+        assert layer.state_names == ("encoder",)
+        with pytest.raises(ValueError, match="already attached"):
+            keras_istar.attach(model, f"{name}/{name}_last")
+    expected = [
+        oracle.penalty(_states(model.get_layer(name), "encoder", part), s)
+        for name, part, s in zip(
+            ("query", "doc"), data, (1.0, -2.0), strict=True
+        )
+    ]
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    y = np.zeros((8, 1))
+    task = model.evaluate(data, y, verbose=0, return_dict=True)["loss"]
+    logs = _logged(model, data)
+    assert logs["loss"] - task == pytest.approx(sum(expected), abs=1e-5)
+    assert sorted(
+        value for key, value in logs.items() if key.endswith("istar_penalty")
+    ) == pytest.approx(sorted(expected), abs=1e-5)
+    keras_istar.detach(model)
+    assert list(_logged(model, data)) == ["loss"]
+
+
+def test_names_in_different_models():
+    model = _two_towers()
+    with pytest.raises(ValueError) as error:
+        keras_istar.attach(model, ["query_last", "doc_last"])
+    assert (
+        "these names are in different nested models: "
+        "{'query_last': 'query', 'doc_last': 'doc'}"
+    ) in str(error.value)
+    with pytest.raises(ValueError) as error:
+        keras_istar.attach(model, ["query/encoder", "doc/encoder"])
+    assert "a line for each" in str(error.value)
+    layer = keras_istar.attach(model, ["query/encoder", "query/query_last"])
+    assert layer.state_names == ("encoder", "query_last")
+
+
+@pytest.mark.parametrize(
+    "layers, message",
+    [
+        ("query/no_such", "no layer named ['no_such']"),
+        ("no_such/encoder", "has no 'no_such'. There are: ['query', 'doc']"),
+        ("query/all", "has no encoder blocks"),
+        ("query/encoder/x", "has no 'query/encoder'"),
+        ("query/", "no layer named ['']"),
+    ],
+)
+def test_paths_that_lead_nowhere(layers, message):
+    with pytest.raises(ValueError) as error:
+        keras_istar.attach(_two_towers(), layers)
+    assert message in str(error.value)
+
+
+def test_paths_of_any_depth(x):
+    inner = _tower("inner")
+    i = keras.Input((6, 5))
+    middle = keras.Model(i, keras.layers.Dense(4)(inner(i)), name="middle")
+    j = keras.Input((6, 5))
+    model = keras.Model(j, keras.layers.Dense(1)(middle(j)))
+    expected = oracle.penalty(_states(inner, "encoder", x), 1.0)
+    for layers in ("encoder", "middle/inner/encoder", "inner/encoder"):
+        layer = keras_istar.attach(model, layers, strength=1.0)
+        assert layer.owner_name == "inner"
+        assert _logged(model, x)["istar_penalty"] == pytest.approx(
+            expected, abs=1e-5
+        )
+        keras_istar.detach(model)
+
+
+@pytest.mark.parametrize("layers", ["encoder", "query/encoder"])
+def test_a_model_called_twice_is_one_cloud(x, layers):
+    inner = _tower("query")
+    model = _siamese(inner)
+    data = [x, x * np.array([5, 1, 0.1, 0.1, 2], "float32")]
+    cloud = np.concatenate([_states(inner, "encoder", part) for part in data])
+    before = keras.ops.convert_to_numpy(model(data))
+    layer = keras_istar.attach(model, layers, strength=1.0)
+    assert layer.owner_name == model.name
+    assert layer.state_names == ("encoder", "encoder_1")
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(model(data)), before
+    )
+    logs = _logged(model, data)
+    assert logs["istar_penalty"] == pytest.approx(
+        oracle.penalty(cloud, 1.0), abs=1e-5
+    )
+    task = model.evaluate(data, np.zeros((8, 1)), verbose=0, return_dict=True)[
+        "loss"
+    ]
+    assert logs["loss"] - task == pytest.approx(logs["istar_penalty"], abs=1e-5)
+    report = keras_istar.measure(
+        model, data, layers, measures=["isoscore"], verbose=0
+    )
+    assert report.rows[-1].values["isoscore"] == pytest.approx(
+        oracle.score(oracle.covariance(cloud)), abs=1e-5
+    )
+    # The inner model, called elsewhere, has nothing to do with it.
+    inner.compile(keras.optimizers.SGD(0.0), "mse")
+    assert list(inner.fit(x, np.zeros((8, 4)), verbose=0).history) == ["loss"]
+    keras_istar.detach(model)
+    assert set(vars(inner.get_layer("encoder"))) == set(
+        vars(inner.get_layer("query_last"))
+    )
+
+
+def test_a_model_called_twice_inside_of_another(x):
+    inner = _tower("query")
+    middle = _siamese(inner)
+    inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
+    model = keras.Model(inputs, keras.layers.Dense(1)(middle(inputs)))
+    cloud = np.concatenate([_states(inner, "encoder", p) for p in (x, x + 1)])
+    layer = keras_istar.attach(model, "encoder", strength=1.0)
+    assert layer.owner_name == middle.name
+    assert _logged(model, [x, x + 1])["istar_penalty"] == pytest.approx(
+        oracle.penalty(cloud, 1.0), abs=1e-5
+    )
+
+
+def test_what_is_left_out_is_logged_once(caplog):
+    class Block(keras.layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.dense = keras.layers.Dense(5)
+
+        def call(self, x):
+            return x + self.dense(x)
+
+    i = keras.Input((6, 5))
+    inner = keras.Model(i, Block(name="b")(i), name="vision")
+    j = keras.Input((6, 5))
+    model = keras.Model(j, Block(name="a")(inner(j)), name="both")
+    with caplog.at_level(logging.INFO, "keras_istar"):
+        layer = keras_istar.attach(model)
+    assert layer.state_names == ("layer_0",)
+    (record,) = caplog.records
+    assert "the 1 blocks of 'vision' are not taken" in record.getMessage()
+    assert "attach(model, 'vision/all')" in record.getMessage()
+    assert record.getMessage().split(": ", 1)[1] in (
+        layer.attachment.describe()
+    )
+    keras_istar.attach(model, "vision/all")
+    keras_istar.detach(model)
+
+
+def test_sequential_models(x, tmp_path):
+    def make():
+        return keras.Sequential(
+            [
+                keras.Input((6, 5)),
+                keras.layers.Dense(4, "tanh", name="encoder"),
+                keras.layers.GlobalAveragePooling1D(),
+                keras.layers.Dense(1),
+            ]
+        )
+
+    model, plain = make(), make()
+    number, before = len(model.weights), model.predict(x, verbose=0)
+    config = model.get_config()
+    states = keras.ops.convert_to_numpy(model.get_layer("encoder")(x))
+    layer = keras_istar.attach(model, "encoder", strength=1.0)
+    assert layer in keras_istar_layers(model)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), before)
+    assert model.get_config() == config
+    expected = oracle.penalty(states.reshape(-1, 4), 1.0)
+    assert _logged(model, x)["istar_penalty"] == pytest.approx(
+        expected, abs=1e-5
+    )
+    callback = keras_istar.IStarCallback(x, verbose=0)
+    history = model.fit(
+        x, np.zeros((8, 1)), verbose=0, callbacks=[callback]
+    ).history
+    assert "isoscore_encoder" in history
+    model.save_weights(tmp_path / "attached.weights.h5")
+    plain.load_weights(tmp_path / "attached.weights.h5")
+    np.testing.assert_array_equal(
+        plain.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+    again = keras_istar.attach(plain, "encoder")
+    plain.load_weights(tmp_path / "attached.weights.h5")
+    np.testing.assert_array_equal(
+        again.shrinkage_covariance, layer.shrinkage_covariance
+    )
+    model.save(tmp_path / "model.keras")
+    assert len(keras.models.load_model(tmp_path / "model.keras").weights) == 4
+    keras_istar.detach(model)
+    assert len(model.weights) == number
+    assert "istar_penalty" not in _logged(model, x)
+
+
+def keras_istar_layers(model):
+    kind = keras_istar.IStarRegularization
+    return [x for x in all_layers(model) if isinstance(x, kind)]
+
+
+def test_sequential_model_in_a_functional_one(x):
+    inner = keras.Sequential(
+        [keras.layers.Dense(4, name="encoder"), keras.layers.Dense(3)],
+        name="tower",
+    )
+    i = keras.Input((6, 5))
+    pooled = keras.layers.GlobalAveragePooling1D()(inner(i))
+    model = keras.Model(i, keras.layers.Dense(1)(pooled))
+    states = keras.ops.convert_to_numpy(inner.get_layer("encoder")(x))
+    for layers in ("encoder", "tower/encoder"):
+        layer = keras_istar.attach(model, layers, strength=1.0)
+        assert layer.owner_name == "tower"
+        assert _logged(model, x)["istar_penalty"] == pytest.approx(
+            oracle.penalty(states.reshape(-1, 4), 1.0), abs=1e-5
+        )
+        keras_istar.detach(model)
+
+
+def test_sequential_model_that_is_not_built():
+    with pytest.raises(ValueError, match="must be built"):
+        keras_istar.attach(keras.Sequential([keras.layers.Dense(4)]))

@@ -1,0 +1,247 @@
+"""Which tokens count: masks that are found, and masks that are said."""
+
+import warnings
+
+import keras
+import numpy as np
+import oracle
+import pytest
+from keras import ops
+
+import keras_istar
+
+LENGTH = 6
+
+
+@pytest.fixture
+def ids(rng):
+    """Sentences of two to six tokens; 0 is padding."""
+    ids = rng.integers(1, 9, size=(8, LENGTH))
+    lengths = rng.integers(2, LENGTH, size=(8, 1))
+    return (ids * (np.arange(LENGTH) < lengths)).astype("int32")
+
+
+def _model(mask_zero=False, mask_name=None, length=None, prefix=0):
+    """Token ids -> embedding (after a prefix) -> encoder -> mean."""
+    inputs = {
+        "token_ids": keras.Input((length,), dtype="int32", name="token_ids")
+    }
+    embedding = keras.layers.Embedding(
+        9, 4, mask_zero=mask_zero, embeddings_initializer="glorot_normal"
+    )
+    x = embedding(inputs["token_ids"])
+    if prefix:
+        start = keras.layers.Lambda(
+            lambda x: ops.repeat(x[:, :1], prefix, axis=1)
+        )(x)
+        x = keras.layers.Concatenate(axis=1)([start, x])
+    x = keras.layers.Dense(4, "tanh", name="encoder")(x)
+    pooled = keras.layers.GlobalAveragePooling1D()(x)
+    if mask_name:
+        inputs[mask_name] = keras.Input(
+            (length,), dtype="int32", name=mask_name
+        )
+        pooled += 0.0 * ops.cast(ops.sum(inputs[mask_name]), "float32")
+    return keras.Model(inputs, keras.layers.Dense(1)(pooled))
+
+
+def _cloud(model, ids, mask):
+    layer = model.get_layer("encoder")
+    embedding = next(
+        x for x in model.layers if isinstance(x, keras.layers.Embedding)
+    )
+    states = ops.convert_to_numpy(layer(embedding(ids)))
+    return oracle.unmasked([states], [mask])
+
+
+def _penalty(model, x):
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    size = len(x["token_ids"])
+    logs = model.fit(x, np.zeros((size, 1)), batch_size=size, verbose=0)
+    return logs.history["istar_penalty"][0]
+
+
+SAID = {
+    "input": ("token_ids", 0),
+    "id 0": ({"token_ids": 0}, 0),
+    "id 3": ({"token_ids": 3}, 3),
+    "function": (lambda x: x["token_ids"] != 0, 0),
+    "function of ops": (lambda x: ops.not_equal(x["token_ids"], 3), 3),
+    "False": (False, None),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+@pytest.mark.parametrize("length", [None, LENGTH])
+def test_what_the_user_says(ids, name, length):
+    mask, padding = SAID[name]
+    model = _model(length=length)
+    counts = np.ones_like(ids) if padding is None else ids != padding
+    expected = oracle.penalty(_cloud(model, ids, counts), 1.0)
+    layer = keras_istar.attach(model, "encoder", strength=1.0, mask=mask)
+    assert _penalty(model, {"token_ids": ids}) == pytest.approx(
+        expected, abs=1e-5
+    )
+    report = keras_istar.measure(
+        model,
+        {"token_ids": ids},
+        "encoder",
+        measures=["isoscore"],
+        mask=mask,
+        verbose=0,
+    )
+    assert report.rows[0].tokens == np.sum(counts != 0)
+    assert layer.attachment.masks[0]
+
+
+def test_the_user_is_asked():
+    with pytest.warns(UserWarning) as said:
+        layer = keras_istar.attach(_model(), "encoder")
+    (warning,) = said
+    text = str(warning.message)
+    assert "padding" in text and 'mask={"token_ids": 0}' in text
+    assert layer.attachment.masks == ("none found, all tokens count",)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"mask_zero": True}, "Keras masks, if any"),
+        ({"mask_name": "padding_mask"}, "input 'padding_mask'"),
+    ],
+)
+def test_masks_that_are_found(ids, options, words):
+    model = _model(**options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = keras_istar.attach(model, "encoder", strength=1.0)
+    assert layer.attachment.masks == (words,)
+    x = {"token_ids": ids}
+    if "mask_name" in options:
+        x["padding_mask"] = (ids != 0).astype("int32")
+    assert _penalty(model, x) == pytest.approx(
+        oracle.penalty(_cloud(model, ids, ids != 0), 1.0), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("length", [None, LENGTH])
+def test_a_mask_of_another_sequence_is_not_taken(ids, length):
+    model = _model(mask_name="padding_mask", prefix=3, length=length)
+    x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    before = model.predict(x, verbose=0)
+    with pytest.warns(UserWarning, match="padding"):
+        keras_istar.attach(model, "encoder")
+    np.testing.assert_array_equal(model.predict(x, verbose=0), before)
+    assert np.isfinite(_penalty(model, x))
+    model.evaluate(x, np.zeros((8, 1)), verbose=0)
+    keras_istar.detach(model)
+    with pytest.raises(ValueError, match="`mask` must have the shape"):
+        keras_istar.attach(model, "encoder", mask="padding_mask")
+    # A function can say what counts in the longer sequence.
+    keras_istar.attach(
+        model,
+        "encoder",
+        strength=1.0,
+        mask=lambda x: ops.pad(
+            x["token_ids"] != 0, [(0, 0), (3, 0)], constant_values=True
+        ),
+    )
+    longer = np.concatenate([ids[:, :1].repeat(3, axis=1), ids], axis=1)
+    counts = np.concatenate([np.ones((8, 3)), ids != 0], axis=1)
+    assert _penalty(model, x) == pytest.approx(
+        oracle.penalty(_cloud(model, longer, counts), 1.0), abs=1e-5
+    )
+
+
+def test_a_mask_that_fits_by_chance_alone(ids):
+    """Sampled down, a sequence is not as long as its mask."""
+    inputs = {
+        "features": keras.Input((None, 3), name="features"),
+        "padding_mask": keras.Input((None,), name="padding_mask"),
+    }
+    x = keras.layers.Conv1D(4, 3, strides=2, name="encoder")(inputs["features"])
+    pooled = keras.layers.GlobalAveragePooling1D()(x)
+    pooled += 0.0 * ops.sum(inputs["padding_mask"])
+    model = keras.Model(inputs, keras.layers.Dense(1)(pooled))
+    layer = keras_istar.attach(model, "encoder")
+    assert layer.attachment.masks == ("Keras masks, if any",)
+    data = {
+        "features": np.random.default_rng(0).normal(size=(4, 9, 3)),
+        "padding_mask": np.ones((4, 9)),
+    }
+    model.predict(data, verbose=0)
+    model.compile("sgd", "mse")
+    model.fit(data, np.zeros((4, 1)), verbose=0)
+
+
+def test_a_function_of_the_only_input(ids):
+    inputs = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(9, 4, embeddings_initializer="glorot_normal")(
+        inputs
+    )
+    x = keras.layers.Dense(4, "tanh", name="encoder")(x)
+    model = keras.Model(
+        inputs, keras.layers.Dense(1)(keras.layers.GlobalMaxPooling1D()(x))
+    )
+    expected = oracle.penalty(_cloud(model, ids, ids != 0), 1.0)
+    keras_istar.attach(model, "encoder", strength=1.0, mask=lambda x: x != 0)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    logs = model.fit(ids, np.zeros((8, 1)), batch_size=8, verbose=0).history
+    assert logs["istar_penalty"][0] == pytest.approx(expected, abs=1e-5)
+
+
+def test_masks_of_a_model_called_twice(ids):
+    """Each call has its own mask."""
+    inner = _model(mask_name="padding_mask")
+    names = ("token_ids", "padding_mask")
+    inputs = {
+        f"{side}_{name}": keras.Input(
+            (None,), dtype="int32", name=f"{side}_{name}"
+        )
+        for side in ("a", "b")
+        for name in names
+    }
+    calls = [
+        inner({name: inputs[f"{side}_{name}"] for name in names})
+        for side in ("a", "b")
+    ]
+    model = keras.Model(inputs, keras.layers.Subtract()(calls))
+    other = np.roll(ids, 1, axis=0)
+    cloud = [_cloud(inner, part, part != 0) for part in (ids, other)]
+    keras_istar.attach(model, "encoder", strength=1.0)
+    x = {
+        "a_token_ids": ids,
+        "a_padding_mask": ids != 0,
+        "b_token_ids": other,
+        "b_padding_mask": other != 0,
+    }
+    x = {name: value.astype("int32") for name, value in x.items()}
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    logs = model.fit(x, np.zeros((8, 1)), batch_size=8, verbose=0).history
+    assert logs["istar_penalty"][0] == pytest.approx(
+        oracle.penalty(np.concatenate(cloud), 1.0), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (True, "`mask` must be None, False, the name of an input"),
+        (3, "`mask` must be None, False, the name of an input"),
+        ({}, "`mask` must be None, False, the name of an input"),
+        ({"token_ids": "x"}, "`mask` must be None, False, the name of an inp"),
+        ("no_such", "`mask` must name an input of"),
+        ({"no_such": 0}, "`mask` must name an input of"),
+        (lambda x: x["no_such"], "a function that raised KeyError"),
+        (lambda x: x["token_ids"][:, :2] != 0, "`mask` must have the shape"),
+        (lambda x: 1, "`mask` must be computed by a function"),
+    ],
+)
+def test_wrong_masks_leave_the_model_as_it_was(mask, message):
+    model = _model()
+    before = dict(vars(model)), len(model.weights)
+    with pytest.raises(ValueError) as error:
+        keras_istar.attach(model, "encoder", mask=mask)
+    assert message in str(error.value)
+    assert (dict(vars(model)), len(model.weights)) == before
+    keras_istar.attach(model, "encoder", mask=False)

@@ -1,0 +1,253 @@
+"""Train steps of one's own, in the forms that the guides of Keras teach.
+
+In each of them the penalty has to enter the loss, and the metrics of the layer
+have to take their values from the layer, whatever the step gives to them.
+"""
+
+import keras
+import numpy as np
+import oracle
+import pytest
+
+import keras_istar
+
+BACKEND = keras.backend.backend()
+
+
+def with_test_step(base):
+    class Guide(base):
+        """As the guides override evaluation beside training."""
+
+        def test_step(self, data):
+            x, y = data
+            y_pred = self(x, training=False)
+            loss = self.compute_loss(y=y, y_pred=y_pred)
+            for metric in self.metrics:
+                if metric.name == "loss":
+                    metric.update_state(loss)
+                else:
+                    metric.update_state(y, y_pred)
+            return {m.name: m.result() for m in self.metrics}
+
+    return Guide
+
+
+class TensorFlowNew(keras.Model):
+    """`compute_loss` and a loop over `self.metrics`."""
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.compute_loss(y=y, y_pred=y_pred)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss)
+            else:
+                metric.update_state(y, y_pred)
+        return {m.name: m.result() for m in self.metrics}
+
+
+class TensorFlowLowLevel(keras.Model):
+    """Losses and trackers of one's own, `self.losses` added by hand."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.tracker = keras.metrics.Mean(name="loss")
+        self.mean_error = keras.metrics.MeanAbsoluteError(name="mae")
+        self.function = keras.losses.MeanSquaredError()
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self.function(y, y_pred) + sum(self.losses)
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        self.tracker.update_state(loss)
+        self.mean_error.update_state(y, y_pred)
+        return {m.name: m.result() for m in self.metrics}
+
+    @property
+    def metrics(self):
+        return [self.tracker, self.mean_error]
+
+
+class JaxOld(keras.Model):
+    """`stateless_call` and `compute_loss`, which Keras gives no losses."""
+
+    def compute_loss_and_updates(
+        self, trainable, non_trainable, x, y, training=False
+    ):
+        y_pred, non_trainable = self.stateless_call(
+            trainable, non_trainable, x, training=training
+        )
+        loss = self.compute_loss(x, y, y_pred)
+        return loss, (y_pred, non_trainable)
+
+    def train_step(self, state, data):
+        import jax
+
+        trainable, non_trainable, optimizer, metrics = state
+        x, y = data
+        grad = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+        (loss, (y_pred, non_trainable)), gradients = grad(
+            trainable, non_trainable, x, y, training=True
+        )
+        trainable, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradients, trainable
+        )
+        new_metrics, logs = [], {}
+        for metric in self.metrics:
+            start = len(new_metrics)
+            own = metrics[start : start + len(metric.variables)]
+            if metric.name == "loss":
+                own = metric.stateless_update_state(own, loss)
+            else:
+                own = metric.stateless_update_state(own, y, y_pred)
+            logs[metric.name] = metric.stateless_result(own)
+            new_metrics += own
+        return logs, (trainable, non_trainable, optimizer, new_metrics)
+
+
+class JaxNew(keras.Model):
+    """`stateless_compute_loss`, with the state of metrics and all losses."""
+
+    def compute_loss_and_updates(
+        self, trainable, non_trainable, metrics, x, y, training=False
+    ):
+        y_pred, non_trainable, losses = self.stateless_call(
+            trainable, non_trainable, x, training=training, return_losses=True
+        )
+        loss, (_, _, metrics) = self.stateless_compute_loss(
+            trainable, non_trainable, metrics, x, y, y_pred
+        )
+        return loss, (y_pred, non_trainable, metrics)
+
+    def train_step(self, state, data):
+        import jax
+
+        trainable, non_trainable, optimizer, metrics = state
+        x, y = data
+        grad = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+        (loss, (y_pred, non_trainable, metrics)), gradients = grad(
+            trainable, non_trainable, metrics, x, y, training=True
+        )
+        trainable, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradients, trainable
+        )
+        new_metrics, logs = [], {}
+        for metric in self.metrics:
+            start = len(new_metrics)
+            own = metrics[start : start + len(metric.variables)]
+            if metric.name == "loss":
+                own = metric.stateless_update_state(own, loss)
+            else:
+                own = metric.stateless_update_state(own, y, y_pred)
+            logs[metric.name] = metric.stateless_result(own)
+            new_metrics += own
+        return logs, (trainable, non_trainable, optimizer, new_metrics)
+
+
+class Torch(keras.Model):
+    def train_step(self, data):
+        import torch
+
+        x, y = data
+        self.zero_grad()
+        y_pred = self(x, training=True)
+        loss = self.compute_loss(y=y, y_pred=y_pred)
+        loss.backward()
+        weights = list(self.trainable_weights)
+        with torch.no_grad():
+            self.optimizer.apply([w.value.grad for w in weights], weights)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss)
+            else:
+                metric.update_state(y, y_pred)
+        return {m.name: m.result() for m in self.metrics}
+
+
+FORMS = {
+    "tensorflow": [TensorFlowNew, TensorFlowLowLevel],
+    "jax": [JaxOld, JaxNew],
+    "torch": [Torch],
+}[BACKEND]
+
+
+def build(kind):
+    inputs = keras.Input((8, 4))
+    hidden = keras.layers.Dense(6, activation="tanh", name="block")(inputs)
+    pooled = keras.layers.GlobalAveragePooling1D()(hidden)
+    return kind(inputs, keras.layers.Dense(1)(pooled))
+
+
+@pytest.fixture
+def data(rng):
+    x = rng.normal(size=(32, 8, 4)).astype("float32")
+    return x, x[:, 0, :1] + 5.0  # Labels that no score could be.
+
+
+def penalty_of(model, x):
+    block = model.get_layer("block").output
+    states = keras.Model(model.input, block).predict(x, verbose=0)
+    return oracle.penalty(states.reshape(-1, 6), strength=1.0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_penalty_enters_the_loss(form, data):
+    model = build(form)
+    keras_istar.attach(model, "block", strength=3.0)
+    model.compile(keras.optimizers.SGD(0.0), "mse", metrics=["mae"])
+    x, y = data
+    penalty = 3.0 * penalty_of(model, x)
+    task = np.mean((model.predict(x, verbose=0) - y) ** 2)
+    fit = model.fit(x, y, batch_size=32, verbose=0)
+    logs = {key: values[-1] for key, values in fit.history.items()}
+    np.testing.assert_allclose(logs["loss"], task + penalty, rtol=1e-5)
+    mean_error = np.mean(np.abs(model.predict(x, verbose=0) - y))
+    np.testing.assert_allclose(logs["mae"], mean_error, rtol=1e-5)
+    # No state of metrics for `compute_loss`, or a list of metrics without ours.
+    if form in (JaxOld, TensorFlowLowLevel):
+        assert set(logs) == {"loss", "mae"}
+    else:
+        np.testing.assert_allclose(logs["istar_penalty"], penalty, rtol=1e-5)
+        np.testing.assert_allclose(
+            logs["isoscore"], 1 - penalty / 3.0, rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_penalty_trains_the_model(form, data):
+    """Weights after a step are those of the default step of Keras."""
+    x, y = data
+    weights = []
+    for kind in (form, keras.Model):
+        keras.utils.set_random_seed(0)
+        model = build(kind)
+        keras_istar.attach(model, "block", strength=3.0)
+        model.compile(keras.optimizers.SGD(0.1), "mse", metrics=["mae"])
+        model.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+        weights.append(model.get_weights())
+    for ours, default in zip(*weights, strict=True):
+        np.testing.assert_allclose(ours, default, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="the form is not for JAX")
+@pytest.mark.parametrize("form", FORMS)
+def test_evaluation_of_ones_own_logs_no_training_values(form, data):
+    model = build(with_test_step(form))
+    keras_istar.attach(model, "block", strength=3.0)
+    model.compile(keras.optimizers.SGD(0.0), "mse", metrics=["mae"])
+    fit = model.fit(*data, validation_data=data, verbose=0)
+    assert {k for k in fit.history if k.startswith("val_")} <= {
+        "val_loss",
+        "val_mae",
+    }

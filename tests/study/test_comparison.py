@@ -1,0 +1,248 @@
+"""Conclusions and pictures of results that are made up."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from finetuning.command_line import UserError
+from finetuning.settings import Recipe
+from matplotlib.colors import to_rgb
+from scipy import stats
+from study import __main__ as program
+from study import comparison
+from study import figures
+from study import grid
+from study import summary
+from study.result_folder import ResultFolder
+from test_grid import make_runs
+
+RESULTS = Path(program.__file__).parent / "results"
+METHODS = ("istar:-5", "istar:0", "istar:5", "cosreg:1")
+EFFECTS = {"istar:-5": -0.1, "istar:5": 0.1}
+
+
+def make_records(seeds=6, methods=METHODS, tasks=("rte",), noise=0.01):
+    rng = np.random.default_rng(0)
+    runs = make_runs(seeds=seeds, tasks=tasks, regularizers=methods)
+    easy = rng.normal(size=seeds)
+    return {
+        run.id: make_record(run, easy, noise * rng.normal()) for run in runs
+    }
+
+
+def make_record(run, easy, noise):
+    isoscore = 0.3 + 0.02 * (run.method.strength or 0.0)
+    state = {"isoscore": isoscore, "isoscore_star": isoscore + 0.1}
+    states = {
+        name: {**state, "twonn_dimension": dimension}
+        for name, dimension in (("layer_0", 5), ("layer_1", 4.2), ("union", 6))
+    }
+    effect = EFFECTS.get(grid.spell(run.method), 0.0)
+    score = 0.6 + 0.1 * easy[run.seed] + effect + noise
+    return {
+        "status": "ok",
+        "name": str(run),
+        "run": run.as_dict(),
+        "test": {"end": {"score": score}},
+        "epochs": [{"isoscore_union": 0.2}, {"isoscore_union": 0.3}],
+        "isotropy": {"before": states, "after": states},
+    }
+
+
+def make_tables(records):
+    runs = comparison.run_table(records)
+    return runs, comparison.compare(runs)
+
+
+def test_comparison_is_paired():
+    """Seeds differ by far more than methods do: only pairs can tell."""
+    runs, table = make_tables(make_records())
+    scores = {
+        name: group.sort_values("seed")["score"].to_numpy()
+        for name, group in runs.groupby("method")
+    }
+    row = table.set_index("method").loc["istar:5"]
+    differences = scores["istar:5"] - scores["istar:0"]
+    error = differences.std(ddof=1) / np.sqrt(6)
+    t = stats.t(df=5)
+    half = t.ppf(0.975) * error
+    assert row.difference == pytest.approx(differences.mean())
+    assert row.low == pytest.approx(differences.mean() - half)
+    assert row.high == pytest.approx(differences.mean() + half)
+    assert row.p == pytest.approx(2 * t.sf(differences.mean() / error))
+    assert row.deviation == pytest.approx(scores["istar:5"].std(ddof=1))
+    unpaired = stats.ttest_ind(scores["istar:5"], scores["istar:0"]).pvalue
+    assert row.p < 0.001 < unpaired
+
+
+def test_holm_counts_all_comparisons():
+    """p sorted, the smallest times their number, the next times one less."""
+    _, table = make_tables(make_records(tasks=("rte", "mrpc")))
+    tested = table.dropna(subset="p").sort_values("p")
+    assert len(tested) == 6
+    expected = np.maximum.accumulate(tested["p"] * np.arange(6, 0, -1))
+    np.testing.assert_allclose(tested["p_holm"], np.minimum(expected, 1.0))
+
+
+def test_dimension_is_that_of_the_last_layer():
+    records = make_records(seeds=2)
+    first = next(iter(records.values()))
+    for value in (4.2, None):
+        first["isotropy"]["after"]["layer_1"]["twonn_dimension"] = value
+        runs, table = make_tables(records)
+        assert table["dimension"].tolist() == pytest.approx([4.2] * 4)
+    assert "| 4.2 |" in summary.markdown(runs, table, records)
+
+
+def test_order_of_isotropy_is_told():
+    runs, _ = make_tables(make_records())
+    assert comparison.orders(runs) == [
+        "rte, 512 examples: IsoScore rises with the strength (-5, 0, 5) in 6 "
+        "of 6 seeds."
+    ]
+    assert comparison.orders(runs[runs["strength"] != -5.0]) != []
+    assert comparison.orders(runs[runs["method"] == "cosreg:1"]) == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"seeds": 1}, {"methods": ("istar:5", "cosreg:1")}]
+)
+def test_without_pairs_nothing_is_claimed(options):
+    runs, table = make_tables(make_records(**options))
+    assert table["p"].isna().all() and table["p_holm"].isna().all()
+    text = summary.markdown(runs, table, {})
+    assert "nan" not in text
+
+
+def test_differences_that_are_equal_claim_nothing():
+    _, table = make_tables(make_records(seeds=20, noise=0.0))
+    row = table.set_index("method").loc["istar:5"]
+    assert row.difference == pytest.approx(0.1)
+    assert np.isnan([row.p, row.low, row.high]).all()
+
+
+def test_seeds_that_one_side_lacks_are_left_out():
+    records = {
+        key: record
+        for key, record in make_records().items()
+        if not record["name"].endswith("istar:5 seed 3")
+    }
+    row = make_tables(records)[1].set_index("method").loc["istar:5"]
+    assert (row.seeds, row.pairs) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("methods", "expected"),
+    [(METHODS, "istar:0"), (("none", "istar:0"), "none"), (("isobn",), None)],
+)
+def test_baseline(methods, expected):
+    group = pd.DataFrame({"method": methods})
+    assert comparison.baseline(group) == expected
+
+
+@pytest.mark.parametrize(
+    "field", [field.name for field in dataclasses.fields(Recipe)]
+)
+def test_recipes_are_not_mixed(field):
+    records = make_records(seeds=2)
+    for record in list(records.values()):
+        run = grid.Run.from_dict(record["run"])
+        value = getattr(run.recipe, field)
+        other = "other" if isinstance(value, str) else (value or 6) + 1
+        recipe = dataclasses.replace(run.recipe, **{field: other})
+        run = dataclasses.replace(run, recipe=recipe)
+        records[run.id] = {**record, "run": run.as_dict()}
+    _, table = make_tables(records)
+    assert table["setting"].nunique() == 2
+    assert set(table["seeds"]) == {2}
+    if field == "limit":
+        for figure in figures.draw(list(records.values())).values():
+            titles = [axis.get_title() for axis in figure.axes]
+            assert titles == list(table["setting"].unique())
+
+
+def test_files(tmp_path):
+    records = make_records(tasks=("rte", "mrpc"))
+    failed = {**next(iter(records.values())), "status": "failed"}
+    records["x"] = {**failed, "error": "RuntimeError: NaN loss"}
+    text = summary.write(records, tmp_path)
+    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
+    assert f"- {failed['name']}: RuntimeError: NaN loss" in text
+    assert text.count("| istar:0 | 6 | ") == 2
+    assert len(pd.read_csv(tmp_path / "summary.csv")) == 8
+    names = ("score_by_isotropy", "dimension_by_layer", "isotropy_by_epoch")
+    for name in names:
+        png = (tmp_path / f"{name}.png").read_bytes()
+        assert png.startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("name", ["study", "ablation"])
+def test_committed_summary_is_that_of_the_committed_results(name, capsys):
+    folder = RESULTS / name
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    records = ResultFolder(folder).read()
+    assert len(records) == len(lines) and "damaged" not in (
+        capsys.readouterr().out
+    )
+    text = summary.markdown(*make_tables(records), records)
+    assert (folder / "summary.md").read_text(encoding="utf-8") == text
+    assert not (folder / "locks").exists()
+
+
+def test_nothing_to_summarise(tmp_path, capsys):
+    with pytest.raises(UserError, match="no finished run"):
+        summary.write({}, tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        program.main(["--output", str(tmp_path), "--summarise"])
+    assert stopped.value.code == 2
+    assert "no finished run" in capsys.readouterr().err
+
+
+def curves(figure):
+    """Color of every curve by its label."""
+    lines, labels = figure.axes[0].get_legend_handles_labels()
+    return {
+        label: to_rgb(line.get_color())
+        for line, label in zip(lines, labels, strict=True)
+    }
+
+
+def test_every_method_has_a_color_of_its_own():
+    methods = ["istar:-2", "istar:-0.5", "istar:0", "istar:0.1", "istar:20"]
+    methods += [f"istar:1,shrinkage=0.{i}" for i in range(3, 9)]
+    methods += [f"cosreg:{i}" for i in range(1, 6)]
+    records = list(make_records(1, methods).values())
+    found = curves(figures.draw(records)["score_by_isotropy"])
+    colors = [found[name] for name in methods]
+    assert len(set(colors)) == len(methods)
+    for red, _, blue in colors[:2]:
+        assert red > blue
+    assert colors[2] == (0.0, 0.0, 0.0)
+    for red, _, blue in colors[3:5]:
+        assert blue > red
+
+
+def test_other_tokens_are_not_in_the_curves_of_training():
+    methods = ["none", "istar:1", "istar:1,layers=-1", "istar:1,padding=count"]
+    records = list(make_records(1, methods).values())
+    drawn = figures.draw(records)
+    assert set(curves(drawn["isotropy_by_epoch"])) == {"none", "istar:1"}
+    assert set(curves(drawn["dimension_by_layer"])) == set(methods)
+    for record in records:
+        record["epochs"] = [{"loss": 0.5}]
+    assert not curves(figures.draw(records)["isotropy_by_epoch"])
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 40])
+def test_ticks_of_epochs_are_whole_and_few(epochs):
+    records = list(make_records(2).values())
+    for record in records:
+        record["epochs"] = [{"isoscore_union": 0.2}] * epochs
+    (axis,) = figures.draw(records)["isotropy_by_epoch"].axes
+    low, high = axis.get_xlim()
+    ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
+    assert 1 <= len(ticks) <= 7
+    assert all(tick == int(tick) for tick in ticks)

@@ -1,0 +1,167 @@
+"""Which runs the options of the study ask for, and what they are called."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from finetuning.command_line import UserError
+from finetuning.settings import Method
+from study import __main__ as program
+from study import grid
+from study.options import Options
+
+EXAMPLES = Path(program.__file__).parents[1]
+METHODS = ("none", "istar:-1", "istar:1,shrinkage=0.8", "cosreg:1", "isobn")
+
+
+def make_runs(**options):
+    if "regularizers" in options:
+        methods = map(grid.parse_method, options["regularizers"])
+        options["regularizers"] = tuple(methods)
+    return Options(output="x", **options).runs
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("none", ("none",)),
+        ("isobn", ("isobn",)),
+        ("cosreg:1", ("cosreg", 1.0, None, (-1,))),
+        ("cosreg:2,layers=all", ("cosreg", 2.0, None, ("all",))),
+        ("istar:-1", ("istar", -1.0, 0.2, ("all",), None, "epoch", "skip")),
+        (
+            "istar:0.5,shrinkage=1,layers=0+-1+top,refresh=50,padding=count",
+            ("istar", 0.5, 1.0, (0, -1, "top"), None, 50, "count"),
+        ),
+        (
+            "istar:5,momentum=0.99",
+            ("istar", 5.0, 0.2, ("all",), 0.99, None, "skip"),
+        ),
+        (
+            "istar:5,refresh=never",
+            ("istar", 5.0, 0.2, ("all",), None, "never", "skip"),
+        ),
+    ],
+)
+def test_method_is_parsed_and_spelled(spec, expected):
+    method = grid.parse_method(spec)
+    assert method == Method(*expected)
+    assert grid.parse_method(grid.spell(method)) == method
+
+
+def test_grid_is_the_product_each_run_once_in_order():
+    methods = ("isobn", "none", "istar:1", "istar:-1", "none")
+    runs = make_runs(
+        regularizers=methods, seeds=2, tasks=("glue/sst2", "rte", "rte")
+    )
+    assert [(run.task, run.seed, grid.spell(run.method)) for run in runs] == [
+        (task, seed, method)
+        for task in ("rte", "sst2")
+        for seed in (0, 1)
+        for method in ("none", "istar:-1", "istar:1", "isobn")
+    ]
+    assert runs[0].recipe.sequence_length == 96
+    assert runs[-1].recipe.sequence_length == 48
+
+
+def test_ids_tell_every_option_and_survive_a_file():
+    runs = [
+        run
+        for options in ({}, {"epochs": 4}, {"recipe": "paper"}, {"limit": 9})
+        for run in make_runs(regularizers=METHODS, **options)
+    ]
+    assert len({run.id for run in runs}) == len(runs)
+    for run in runs:
+        copy = grid.Run.from_dict(json.loads(json.dumps(run.as_dict())))
+        assert copy == run and copy.id == run.id
+
+
+def test_ids_are_the_same_in_another_process():
+    code = "import test_grid as t; print([r.id for r in t.make_runs()])"
+    path = os.pathsep.join([str(EXAMPLES), str(Path(__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == str([run.id for run in make_runs()])
+
+
+def test_recipe_of_the_paper_and_options_over_it():
+    (run,) = make_runs(regularizers=("none",), seeds=1, recipe="paper")
+    recipe = run.recipe
+    assert (recipe.optimizer, recipe.learning_rate) == ("adamw", 1e-5)
+    assert (recipe.epochs, recipe.batch_size, recipe.head_steps) == (4, 32, 0)
+    (run,) = make_runs(
+        regularizers=("none",), seeds=1, recipe="paper", epochs=2
+    )
+    assert (run.recipe.epochs, run.recipe.optimizer) == (2, "adamw")
+
+
+def test_settings_name_what_differs_within_a_task():
+    runs = [
+        run
+        for options in ({}, {"limit": 0, "epochs": 4})
+        for run in make_runs(tasks=("rte", "sst2"), seeds=1, **options)
+    ]
+    sst2 = [run for run in runs if run.task == "sst2"]
+    assert list(grid.settings([*runs[:1], *sst2]).values()) == [
+        "rte, 512 examples",
+        "sst2, 512 examples, epochs=3",
+        "sst2, all examples, epochs=4",
+    ]
+
+
+def test_a_refresh_that_would_never_come_is_refused(
+    table_file, tmp_path, capsys
+):
+    """A pass after the last step of an epoch there is anyway."""
+    with pytest.raises(SystemExit):
+        program.main(
+            ["--output", str(tmp_path / "x"), "--tasks", table_file]
+            + ["--limit", "64", "--regularizers", "none", "istar:1,refresh=50"]
+        )
+    error = capsys.readouterr().err
+    assert "`refresh` must be below the 4 steps of an epoch" in error
+    assert error.endswith("Received: refresh=50\n")
+    methods = ("istar:1,refresh=3", "istar:1,refresh=4")
+    three, four = make_runs(regularizers=methods, seeds=1)
+    grid.check_refresh(three, 64)
+    with pytest.raises(UserError, match="refresh=4"):
+        grid.check_refresh(four, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "sst5"], "no such task or file: 'sst5'. Tasks are film-"),
+        (["--data-dir", "./missing"], "no such data folder: ./missing. Leave"),
+        (["--output", f"{__file__}/x"], "cannot use the result folder"),
+        (["--regularizers", "dropout"], "must be one of none, istar"),
+        (["--regularizers", "istar"], "istar needs a strength"),
+        (["--regularizers", "none:1"], "none has no strength"),
+        (["--regularizers", "istar:inf"], "must be a finite number"),
+        (["--regularizers", "istar:1,zeta=1"], "options of istar are"),
+        (["--regularizers", "isobn,layers=1"], "options of isobn are"),
+        (["--regularizers", "istar:1,shrinkage=2"], "between 0 and 1"),
+        (["--regularizers", "istar:1,refresh=0"], "above 0"),
+        (["--regularizers", "istar:1,padding=no"], "skip or count"),
+        (
+            ["--regularizers", "istar:1,momentum=0.9,refresh=5"],
+            "give momentum or refresh",
+        ),
+        (["--seeds", "0"], "--seeds: must be a whole number above 0"),
+    ],
+)
+def test_wrong_options_end_with_one_line(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        program.main(["--output", str(tmp_path), "--dry-run", *options])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("study: error: ") and error.count("\n") == 1
+    assert message in error
