@@ -68,5 +68,5 @@ def show(moment):
 show("before")
 keras_istar.attach(masked_lm, strength=1.0)
 callback = keras_istar.IStarCallback(texts[:250], verbose=0)
-masked_lm.fit(texts[:250], epochs=8, callbacks=[callback], verbose=0)
+masked_lm.fit(texts[:250], epochs=20, callbacks=[callback], verbose=0)
 show("after")
