@@ -45,6 +45,11 @@ class IStarRegularization(HiddenStateRegularization):
     float32, states closer together than 1e-19 are all equal, and of states
     farther apart than 1e18 the penalty is NaN.
 
+    In float16 the gradient of the penalty, about 4 / (tokens · dim) for each
+    number, underflows unless the loss is scaled. `compile` does that for a
+    model whose own policy is `mixed_float16`; a training loop of one's own
+    needs `keras.optimizers.LossScaleOptimizer`.
+
     `keras.RematScope` skips this layer: it stores nothing that could be
     recomputed. Build the model that calls it outside of the scope, with the
     blocks inside, for Keras differentiates no loss that is added within a
