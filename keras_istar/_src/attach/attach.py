@@ -23,15 +23,17 @@ from keras_istar._src.layers.isobn import IsotropicBatchNormalization
 from keras_istar._src.layers.istar import IStarRegularization
 from keras_istar._src.layers.probe import Probe
 from keras_istar._src.layers.probe import current_recorder
+from keras_istar._src.types import Schedulable
 
 
 def attach(
     model: keras.Model,
     layers: Layers = "all",
-    strength: float = -1.0,
-    shrinkage: float = 0.2,
+    strength: Schedulable | None = None,
+    shrinkage: Schedulable = 0.2,
     momentum: float | None = None,
     mask: Mask = None,
+    target: Any = None,
     **options: Any,
 ) -> IStarRegularization:
     """Regularizes hidden states of a model, in place.
@@ -96,6 +98,7 @@ def attach(
             `lambda x: x["token_ids"] != 0`; or False for all, without a
             warning. The inputs are those of the nested model, if the states
             are in one.
+        target: The IsoScore to hold, see `IStarRegularization`.
         **options: Further arguments of `IStarRegularization`.
 
     Returns:
@@ -119,7 +122,9 @@ def attach(
     """
     _check_options(options)
     check_functional(model)
-    regularizer = IStarRegularization(strength, shrinkage, momentum, **options)
+    regularizer = IStarRegularization(
+        strength, shrinkage, momentum, target=target, **options
+    )
     _attach(model, regularizer, layers, mask, "attach(model, {})")
     return regularizer
 

@@ -230,22 +230,26 @@ class IStarCallback(keras.callbacks.Callback):
         for layer, states in self._pass.run().items():
             union = moments.combine(states)
             self._report_count(int(union.count))
-            self._update(layer, moments.covariance(union))
+            self._update(layer, layer.estimate(states))
             named = zip(layer.state_names, states, strict=True)
             clouds[layer] = {"union": union, **dict(named)}
         return clouds
 
-    def _update(self, layer, covariance):
-        if layer.momentum is not None:
+    def _update(self, layer, estimate):
+        needs_start = layer.relative and not layer.has_start
+        if layer.momentum is not None and not needs_start:
             return
-        if not bool(ops.all(ops.isfinite(covariance))):
+        if not bool(ops.all(ops.isfinite(estimate))):
             warnings.warn(
                 f"IStarCallback: the covariance of layer '{layer.name}' is "
                 "not finite; the last one that was stays in use.",
                 stacklevel=2,
             )
             return
-        layer.set_shrinkage_covariance(covariance)
+        if needs_start:
+            layer.set_start(estimate)
+        if layer.momentum is None:
+            layer.set_shrinkage_covariance(estimate)
 
     def _report_count(self, count):
         if count == 0:

@@ -95,7 +95,7 @@ class RunningMoments:
         return Moments(*(ops.copy(v.value) for v in self._variables))
 
     def add(self, state: HiddenState) -> None:
-        seen = sum_over_replicas(moments.token_moments(*state))
+        (seen,) = sum_over_replicas(moments.token_moments(*state))
         seen = moments.to_float32(seen)
         assign(self._variables, moments.combine([self.value(), seen]))
 
