@@ -66,8 +66,9 @@ class IStarRegularization(HiddenStateRegularization):
 
     The batch's IsoScore* (that of Σ_S if there is a `target`) and the very
     number that entered the loss are logged as `isoscore` and `istar_penalty`; a
-    `name` of your own goes in front of them (`<name>_isoscore`). On the JAX backend Keras allows no layer to log
-    from its call: there, `attach` makes the model log them.
+    `name` of your own goes in front of them (`<name>_isoscore`). On the JAX
+    backend Keras allows no layer to log from its call: there, `attach` makes
+    the model log them.
 
     Arithmetic is in float32 whatever the compute dtype, in float64 for float64
     states. That type must hold the squares of deviations from the mean: to
@@ -352,6 +353,27 @@ class IStarRegularization(HiddenStateRegularization):
         if name == "target" and callable(self.target):
             return scheduled_intervals(value, self.clouds)
         return value
+
+    def numbers_in_force(self) -> dict[str, float]:
+        """Settings as numbers at this step; the target in units of IsoScore."""
+        names = ("strength", "shrinkage")
+        numbers = {name: self.value_in_force(name) for name in names}
+        if self.target is None:
+            return numbers
+        # Copies, for what a strategy mirrors is not a tensor.
+        bounds = self.target
+        if callable(bounds) and self._steps is not None:
+            steps = ops.convert_to_tensor(ops.copy(self._steps.state))
+            bounds = scheduled_intervals(bounds(steps), self.clouds)
+        else:
+            bounds = intervals(bounds, self.clouds)
+        bounds = np.asarray(ops.convert_to_numpy(bounds), "float64")
+        if self.relative:
+            bounds *= ops.convert_to_numpy(ops.copy(self._start.state))[:, None]
+        low, high = np.clip(bounds, 0.0, 1.0).mean(axis=0).tolist()
+        if low == high:
+            return {**numbers, "target": low}
+        return {**numbers, "target_low": low, "target_high": high}
 
     def _learn_start(self, score):
         """Takes the isotropy of the first steps, where nobody has set it."""
