@@ -36,8 +36,8 @@ def check_real(name: str, value: Any) -> float:
 
 def check_schedule(
     name: str, schedule: Callable, check: Callable[[str, Any], Any]
-) -> None:
-    """Raises unless a function of the step begins with an allowed value."""
+) -> Any:
+    """What a function of the step begins with; raises if that is no value."""
     try:
         first = schedule(ops.convert_to_tensor(0.0))
         # A list is a value of its own kind in no schedule.
@@ -49,7 +49,7 @@ def check_schedule(
             f"Received: {name}={schedule!r:.200}, which raised "
             f"{type(e).__name__}: {e!s:.200}"
         ) from e
-    check(name, first)
+    return check(name, first)
 
 
 def _is_pair(value):

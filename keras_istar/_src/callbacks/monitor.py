@@ -266,7 +266,7 @@ class IsotropyMonitor(keras.callbacks.Callback):
                 np.trace(as_float64(x.moments.scatter)) for x in states.values()
             )
             share = share_between(sum(parts), union)
-            numbers[layer.log_name("between_layers")] = share
+            numbers[layer.log_name("between_layers")] = float(share)
         return numbers
 
     def _settings(self) -> dict[str, float]:

@@ -51,9 +51,10 @@ class Setting:
 
     def __set__(self, layer, value):
         if callable(value):
-            validation.check_schedule(self._name, value, self.check)
+            first = validation.check_schedule(self._name, value, self.check)
         else:
-            value = self.check(self._name, value)
+            first = value = self.check(self._name, value)
+        layer.check_setting(self._name, first)
         layer.assign_setting(self._name, value)
 
 
@@ -290,6 +291,14 @@ class HiddenStateRegularization(keras.layers.Layer):
             warnings.warn(
                 f"{type(self).__name__} {self.name!r} {what}", stacklevel=2
             )
+
+    def check_setting(self, name: str, value: Any) -> None:
+        """Raises where a setting does not fit the others.
+
+        Args:
+            name: Its name.
+            value: What it is to be; of a schedule, what that begins with.
+        """
 
     def assign_setting(self, name: str, value: Any) -> None:
         """Puts a setting in force, in the middle of an epoch as well."""

@@ -223,7 +223,7 @@ class IStarRegularization(HiddenStateRegularization):
                 "Received: relative=True, target=None"
             )
 
-    def assign_setting(self, name: str, value: Any) -> None:
+    def check_setting(self, name: str, value: Any) -> None:
         settings = {**self.settings, name: value}
         target, strength = settings.get("target"), settings["strength"]
         if name == "target":
@@ -238,7 +238,6 @@ class IStarRegularization(HiddenStateRegularization):
                 "`strength` must be at least 0 with a `target`, which is "
                 f"approached from both sides. Received: strength={strength!r}"
             )
-        super().assign_setting(name, value)
 
     def setting_values(self, name: str) -> Any:
         if name == "target":

@@ -54,7 +54,7 @@ def _refuse(name, value):
 
 def check_range(name: str, target: Any, is_relative: bool) -> None:
     """Raises where a target that is an IsoScore is above 1."""
-    if target is None or callable(target) or is_relative:
+    if target is None or is_relative:
         return
     items = target if isinstance(target, list) else [target]
     if max(np.max(item) for item in items) > 1:
