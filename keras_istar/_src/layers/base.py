@@ -427,6 +427,7 @@ class HiddenStateRegularization(keras.layers.Layer):
             for name, value in config.items()
             if isinstance(getattr(cls, name, None), Setting)
             and isinstance(value, dict)
+            and "class_name" in value
         }
         return super().from_config({**config, **schedules})
 

@@ -21,6 +21,7 @@ from keras_istar._src.layers.target import check_target
 from keras_istar._src.layers.target import intervals
 from keras_istar._src.layers.target import nearest
 from keras_istar._src.layers.target import scheduled_intervals
+from keras_istar._src.layers.target import target_config
 from keras_istar._src.score import moments
 from keras_istar._src.score.isoscore import unchecked_isoscore
 from keras_istar._src.score.moments import Moments
@@ -506,6 +507,8 @@ class IStarRegularization(HiddenStateRegularization):
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
+        if not callable(self.target):
+            config["target"] = target_config(self.target)
         config.update(
             {
                 name: getattr(self, name)

@@ -14,6 +14,8 @@ Interval = float | tuple[float, float]
 # model starts from, if no callback has measured it.
 STEPS_TO_START = 20.0
 
+_BOUNDS = ("low", "high")
+
 
 def check_target(name: str, value: Any) -> Any:
     """Returns a target as numbers, pairs and lists; raises if it is none.
@@ -32,7 +34,18 @@ def check_target(name: str, value: Any) -> Any:
     return _check_interval(name, value, value)
 
 
+def target_config(target: Any) -> Any:
+    """A target for files, which know no tuples; `check_target` reads it."""
+    if isinstance(target, list):
+        return [target_config(item) for item in target]
+    if isinstance(target, tuple):
+        return dict(zip(_BOUNDS, target, strict=True))
+    return target
+
+
 def _check_interval(name, item, value):
+    if isinstance(item, dict) and tuple(item) == _BOUNDS:
+        item = tuple(item.values())
     if not isinstance(item, tuple):
         item = (item, item)
     is_pair = len(item) == 2 and all(
