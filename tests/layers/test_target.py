@@ -185,10 +185,10 @@ def test_first_steps_say_where_a_relative_target_starts(rng):
         model, layers, target=0.5, relative=True, strength=4.0
     )
     history, _ = _fit(model, rng, steps=19)
-    assert not layer.has_start
     assert history["istar_penalty"] == [0.0]
+    assert layer.numbers_in_force()["target"] == 0.0
     history, _ = _fit(model, rng, steps=1)
-    assert layer.has_start
+    assert layer.numbers_in_force()["target"] > 0.0
     start = history["isoscore"][0]
     assert history["istar_penalty"][0] == pytest.approx(
         4.0 * (start / 2) ** 2, rel=1e-4
@@ -199,7 +199,7 @@ def test_first_steps_say_where_a_relative_target_starts(rng):
 @pytest.mark.parametrize("per_layer", [False, True])
 def test_callback_measures_where_a_relative_target_starts(rng, per_layer):
     model, layers = _model(2)
-    layer = keras_istar.attach(
+    keras_istar.attach(
         model, layers, target=1.0, relative=True, per_layer=per_layer
     )
     x = rng.normal(size=(64, 6, 5)).astype("float32")
@@ -210,9 +210,47 @@ def test_callback_measures_where_a_relative_target_starts(rng, per_layer):
     history, _ = _fit(model, rng, steps=1, callbacks=[callback])
     rows = report.rows[:-1] if per_layer else report.rows[-1:]
     start = np.mean([row.values["isoscore"] for row in rows])
-    assert layer.has_start
     # Whatever the batch scores, what is nearest to it is the start.
     assert history["isoscore_target"][0] == pytest.approx(start, rel=1e-4)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_what_is_held_is_the_score_without_dropout(rng, per_layer):
+    """Nothing moves, so that dropout alone is between the two scores."""
+    inputs = keras.Input((6, 5))
+    hidden = keras.layers.Dense(5, name="a")(inputs)
+    hidden = keras.layers.Dropout(0.5, name="b", seed=1)(hidden)
+    outputs = keras.layers.GlobalAveragePooling1D()(hidden)
+    model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
+    options = {"target": 0.5, "per_layer": per_layer, "momentum": 0.95}
+    keras_istar.attach(model, ["a", "b"], **options)
+    x = (rng.normal(size=(256, 6, 5)) * np.arange(1, 6)).astype("float32")
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    callback = keras_istar.IStarCallback(x, verbose=0)
+    history = model.fit(
+        x, x[:, 0, :1], epochs=12, verbose=0, callbacks=[callback]
+    ).history
+    logged = (
+        [history["isoscore_a"][0], history["isoscore_b"][0]]
+        if per_layer
+        else [history["isoscore_union"][0]]
+    )
+    # Dropout adds a fifth or more to it; averages differ by batch.
+    first, last = history["isoscore"][0], np.mean(history["isoscore"][4:])
+    assert first > 1.1 * np.mean(logged)
+    assert last == pytest.approx(np.mean(logged), rel=0.02)
+
+
+def test_slow_averages_are_warned_of():
+    with pytest.warns(UserWarning, match="`momentum` should be at most"):
+        keras_istar.IStarRegularization(target=0.5, momentum=0.99)
+
+
+def test_by_default_three_quarters_of_the_isotropy_are_approached(rng):
+    model, layers = _model(2)
+    layer = keras_istar.attach(model, layers)
+    assert (layer.target, layer.relative, layer.strength) == (0.75, True, 1.0)
+    assert keras_istar.IStarRegularization(strength=-1.0).target is None
 
 
 SCHEDULES = {
@@ -296,7 +334,7 @@ def test_a_list_of_another_length_leaves_the_model_alone(rng):
     assert layer.target == [0.1, 0.2]
     with pytest.raises(ValueError, match="`strength` must be at least 0"):
         layer.strength = -1.0
-    assert layer.strength == 100.0
+    assert layer.strength == 20.0
 
 
 @pytest.mark.parametrize(

@@ -204,8 +204,7 @@ class IStarCallback(IsotropyMonitor):
         return found
 
     def _update(self, layer, estimate):
-        needs_start = layer.relative and not layer.has_start
-        if layer.momentum is not None and not needs_start:
+        if layer.momentum is not None and layer.target is None:
             return
         if not bool(ops.all(ops.isfinite(estimate))):
             warnings.warn(
@@ -214,9 +213,9 @@ class IStarCallback(IsotropyMonitor):
                 stacklevel=2,
             )
             return
-        if needs_start:
-            layer.set_start(estimate)
-        if layer.momentum is None:
+        if layer.target is not None:
+            layer.calibrate(estimate)
+        else:
             layer.set_shrinkage_covariance(estimate)
 
     def _settings(self):
