@@ -29,7 +29,7 @@ def rows(device: str, tiny: bool) -> list[Row]:
 def _time_rows(encoder, tokens):
     data = _data(encoder, tokens)
     plain, attached = _model(encoder), _model(encoder)
-    keras_istar.attach(attached)
+    keras_istar.attach(attached, strength=-1.0)
     sides = {
         _PLAIN: _predict(plain, data),
         _ATTACHED: _predict(attached, data),
@@ -70,7 +70,7 @@ def _peak(encoder, tokens, side):
     run(1)
     rest = processes.held()
     if side == _PASS:
-        keras_istar.attach(model)
+        keras_istar.attach(model, strength=-1.0)
         run = _callback_pass(model, data)
         run(1)
     return processes.peak_above(rest, run)

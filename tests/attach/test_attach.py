@@ -112,7 +112,9 @@ def test_chosen_layers(x, layers, names):
 
 
 def test_state_names():
-    layer = keras_istar.attach(_model(), ["embedding", 0, "block_2"])
+    layer = keras_istar.attach(
+        _model(), ["embedding", 0, "block_2"], strength=-1.0
+    )
     assert layer.state_names == ("embedding", "layer_0", "block_2")
 
 
@@ -122,7 +124,7 @@ def test_shared_block_counts_once_a_call(x):
     first = block(inputs)
     second = block(first)
     model = keras.Model(inputs, keras.layers.Dense(1)(second))
-    layer = keras_istar.attach(model)
+    layer = keras_istar.attach(model, strength=-1.0)
     assert layer.state_names == ("layer_0", "layer_1")
     model(x, training=True)
     probe = keras.Model(inputs, [first, second])
@@ -136,7 +138,7 @@ def test_nested_models_are_searched(x):
     inner = _model()
     inputs = keras.Input((6, 5))
     outer = keras.Model(inputs, keras.layers.Dense(2)(inner(inputs)))
-    keras_istar.attach(outer)
+    keras_istar.attach(outer, strength=-1.0)
     outer(x, training=True)
     states = _states(inner, x)
     cloud = np.concatenate([states[f"block_{i}"] for i in range(3)])
@@ -163,7 +165,7 @@ def test_padding_does_not_count(rng, source):
     if not by_keras:  # Unused inputs are dropped.
         outputs.append(keras.ops.cast(inputs[1], "float32"))
     model = keras.Model(inputs, outputs)
-    keras_istar.attach(model, "encoder")
+    keras_istar.attach(model, "encoder", strength=-1.0)
     model(x, training=True)
     cloud = np.asarray(model.get_layer("encoder")(embedding(tokens)))
     assert float(model.losses[0]) == pytest.approx(
@@ -174,7 +176,7 @@ def test_padding_does_not_count(rng, source):
 def test_outputs_are_bit_identical(x):
     model = _model()
     before = model.predict(x, verbose=0)
-    keras_istar.attach(model)
+    keras_istar.attach(model, strength=-1.0)
     np.testing.assert_array_equal(model.predict(x, verbose=0), before)
     np.testing.assert_array_equal(model(x, training=True), model(x))
     keras_istar.detach(model)
@@ -187,7 +189,7 @@ def test_detach_restores_exactly(x):
     model.predict(x, verbose=0)
     before = _snapshot(model)
     for layers in ("all", "embedding", [0, 2]):
-        keras_istar.attach(model, layers)
+        keras_istar.attach(model, layers, strength=-1.0)
         keras_istar.detach(model)
         _assert_same(before, _snapshot(model))
 
@@ -195,7 +197,7 @@ def test_detach_restores_exactly(x):
 def test_attached_config_and_summary_are_the_models_own(capsys):
     model = _model()
     config = model.get_config()
-    keras_istar.attach(model)
+    keras_istar.attach(model, strength=-1.0)
     assert model.get_config() == config
     model.summary()
     assert "block_2" in capsys.readouterr().out
@@ -210,7 +212,7 @@ def test_fit_after_attaching_at_any_time(x, when):
         assert "istar_penalty" not in plain
         model.evaluate(x, y, verbose=0)
         model.predict(x, verbose=0)
-    keras_istar.attach(model)
+    keras_istar.attach(model, strength=-1.0)
     assert "istar_penalty" in model.fit(x, y, verbose=0).history
     keras_istar.detach(model)
     assert set(model.fit(x, y, verbose=0).history) == {"loss"}
@@ -220,7 +222,7 @@ def test_optimizer_state_survives(x):
     model, y = _model(), np.zeros((16, 6, 1))
     model.compile("adam", "mse")
     model.fit(x, y, epochs=2, verbose=0)
-    keras_istar.attach(model)
+    keras_istar.attach(model, strength=-1.0)
     model.fit(x, y, epochs=2, verbose=0)
     assert int(model.optimizer.iterations) == 4
 
@@ -229,7 +231,7 @@ def test_optimizer_state_survives(x):
 def test_weight_files_are_interchangeable(x, tmp_path, attached):
     source, target = _model(), _model()
     if attached in ("saved", "both"):
-        layer = keras_istar.attach(source)
+        layer = keras_istar.attach(source, strength=-1.0)
         layer.set_shrinkage_covariance(np.diag([1.0, 2.0, 3.0, 4.0]))
     if attached in ("loaded", "both"):
         loaded = keras_istar.attach(target)
@@ -249,7 +251,7 @@ def test_keras_file_written_while_attached_is_plain(
     x, tmp_path, run_without_package
 ):
     model = _plain_model()
-    layer = keras_istar.attach(model, "encoder")
+    layer = keras_istar.attach(model, "encoder", strength=-1.0)
     model.compile("sgd", "mse")
     model.fit(x, np.zeros((16, 6, 1)), verbose=0)
     assert layer.built
@@ -323,10 +325,10 @@ def test_errors_leave_the_model_as_it_was(layers, message):
     model = _model()
     before = _snapshot(model)
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(model, layers)
+        keras_istar.attach(model, layers, strength=-1.0)
     assert str(error.value) == message
     _assert_same(before, _snapshot(model))
-    keras_istar.attach(model)
+    keras_istar.attach(model, strength=-1.0)
 
 
 @pytest.mark.parametrize(
@@ -344,7 +346,7 @@ def test_wrong_settings_leave_the_model_as_it_was(settings):
 
 def test_no_blocks():
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(_plain_model())
+        keras_istar.attach(_plain_model(), strength=-1.0)
     assert str(error.value) == (
         "`layers` must choose hidden states of the model, which has no encoder "
         "blocks. Names there are: ['encoder', 'head']. Received: layers='all'"
@@ -353,10 +355,10 @@ def test_no_blocks():
 
 def test_already_attached():
     model = _model()
-    layer = keras_istar.attach(model)
+    layer = keras_istar.attach(model, strength=-1.0)
     before = _snapshot(model)
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(model, 0)
+        keras_istar.attach(model, 0, strength=-1.0)
     assert str(error.value) == (
         "`model` is already attached; call `detach(model)` first. "
         f"Received: model={model.name!r}"

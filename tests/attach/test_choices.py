@@ -73,7 +73,7 @@ def test_one_output_that_the_model_goes_on_with(x, kind):
 def test_several_outputs_are_refused_and_listed(x, kind, used):
     model = _split_model(kind, KEYS[kind][used])
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(model, "split")
+        keras_istar.attach(model, "split", strength=-1.0)
     choices = [f"'split/{key}'" for key in KEYS[kind]]
     assert all(choice in str(error.value) for choice in choices)
     with pytest.raises(ValueError, match="which of the outputs"):
@@ -106,7 +106,7 @@ def test_recurrent_and_wrapper_layers_by_name():
     h = layers.TimeDistributed(layers.Dense(8), name="third")(h)
     model = keras.Model(inputs, layers.GlobalAveragePooling1D()(h))
     names = ["first", "second", "third"]
-    layer = keras_istar.attach(model, names)
+    layer = keras_istar.attach(model, names, strength=-1.0)
     assert list(layer.state_names) == names
 
 
@@ -116,7 +116,7 @@ def test_one_state_by_index_and_by_name(layers_):
     h = layers.LSTM(8, return_sequences=True, name="first")(inputs)
     h = layers.LSTM(8, return_sequences=True, name="last")(h)
     model = keras.Model(inputs, layers.GlobalAveragePooling1D()(h))
-    layer = keras_istar.attach(model, layers_)
+    layer = keras_istar.attach(model, layers_, strength=-1.0)
     assert layer.state_names == ("first",)
 
 
@@ -127,13 +127,13 @@ def test_too_few_tokens_drawn():
     model = keras.Model(inputs, layers.GlobalAveragePooling1D()(h))
     before = len(model.weights)
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(model, max_tokens=3)
+        keras_istar.attach(model, max_tokens=3, strength=-1.0)
     assert str(error.value) == (
         "`max_tokens` must be at least two for each of the 2 hidden states, "
         "4. Received: max_tokens=3"
     )
     assert len(model.weights) == before
-    keras_istar.attach(model, max_tokens=4)
+    keras_istar.attach(model, max_tokens=4, strength=-1.0)
 
 
 @pytest.mark.parametrize("name", ["conv", "norm", "relu"])
@@ -153,8 +153,8 @@ def test_channels_first_is_refused(name):
     outputs = layers.Dense(1)(layers.GlobalAveragePooling2D()(h))
     model = keras.Model(inputs, outputs)
     with pytest.raises(ValueError, match="channels first"):
-        keras_istar.attach(model, name)
-    layer = keras_istar.attach(model, "permute")
+        keras_istar.attach(model, name, strength=-1.0)
+    layer = keras_istar.attach(model, "permute", strength=-1.0)
     assert layer.dim == 4
 
 
@@ -163,7 +163,7 @@ def test_options_that_do_not_exist():
     h = layers.LSTM(8, return_sequences=True)(inputs)
     model = keras.Model(inputs, layers.GlobalAveragePooling1D()(h))
     with pytest.raises(TypeError) as error:
-        keras_istar.attach(model, lam=1)
+        keras_istar.attach(model, lam=1, strength=-1.0)
     for name in ("strength", "shrinkage", "momentum", "max_tokens", "mask"):
         assert f"'{name}'" in str(error.value)
     assert "trainable" not in str(error.value)
@@ -176,7 +176,7 @@ def test_description():
     model = keras.Model(
         inputs, layers.GlobalAveragePooling1D()(h), name="tagger"
     )
-    layer = keras_istar.attach(model, "a")
+    layer = keras_istar.attach(model, "a", strength=-1.0)
     assert layer.attachment.describe() == (
         "attached to 'tagger', hidden states:\n"
         "  a  (batch, ?, 8)  padding: Keras masks, if any"

@@ -117,14 +117,14 @@ def test_chosen_blocks(x, layers, names, chosen):
 def test_the_composite_layer_itself_has_a_name(x):
     composite = Listed(name="encoder")
     model = model_of(composite)
-    layer = keras_istar.attach(model, ["encoder", 2])
+    layer = keras_istar.attach(model, ["encoder", 2], strength=-1.0)
     assert layer.state_names == ("encoder", "layer_2")
 
 
 def test_one_name_in_two_composite_layers(x):
     model = model_of(Nested(name="encoder"))
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(model, "part_1")
+        keras_istar.attach(model, "part_1", strength=-1.0)
     assert "'encoder/stage_0/part_1', 'encoder/stage_1/part_1'" in str(
         error.value
     )
@@ -161,11 +161,11 @@ class Widening(Composite):
 def test_blocks_of_several_widths():
     model = model_of(Widening())
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(model)
+        keras_istar.attach(model, strength=-1.0)
     assert "choose those of one by layers=[0, 1] or layers=[2, 3]" in str(
         error.value
     )
-    layer = keras_istar.attach(model, [2, 3])
+    layer = keras_istar.attach(model, [2, 3], strength=-1.0)
     assert layer.attachment.shapes == ((None, LENGTH, 8),) * 2
 
 
@@ -236,7 +236,7 @@ def test_blocks_that_training_skips_are_said(x):
 
     model = model_of(Skipping())
     before = model.predict(x, verbose=0)
-    keras_istar.attach(model)
+    keras_istar.attach(model, strength=-1.0)
     np.testing.assert_array_equal(model.predict(x, verbose=0), before)
     with pytest.raises(ValueError, match="'layer_2'"):
         _logged(model, x)

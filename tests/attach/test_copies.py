@@ -50,7 +50,7 @@ def test_copies_are_plain_models(x, tmp_path, way):
     model = model_of(Listed(name="encoder"))
     weights = model.get_weights()
     outputs = keras.ops.convert_to_numpy(model(x))
-    keras_istar.attach(model)
+    keras_istar.attach(model, strength=-1.0)
     made = COPIES[way](model, tmp_path)
     assert len(made.weights) == len(weights)
     made.set_weights(weights)
@@ -60,22 +60,22 @@ def test_copies_are_plain_models(x, tmp_path, way):
     made.compile("sgd", "mse")
     y = np.zeros((len(x), LENGTH, 1))
     assert list(made.fit(x, y, verbose=0).history) == ["loss"]
-    keras_istar.attach(made)
+    keras_istar.attach(made, strength=-1.0)
     assert "istar_penalty" in made.fit(x, y, verbose=0).history
     with pytest.raises(ValueError, match="already attached"):
-        keras_istar.attach(model)
+        keras_istar.attach(model, strength=-1.0)
 
 
 def test_going_on_from_a_file(x, tmp_path):
     """Load, attach, and load the same file once more, as documented."""
     model = model_of(Listed(name="encoder"))
-    layer = keras_istar.attach(model)
+    layer = keras_istar.attach(model, strength=-1.0)
     layer.set_shrinkage_covariance(np.diag([1.0, 2.0, 3.0, 4.0]))
     model.compile("adam", "mse")
     model.fit(x, np.zeros((len(x), LENGTH, 1)), verbose=0)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
-    again = keras_istar.attach(loaded)
+    again = keras_istar.attach(loaded, strength=-1.0)
     loaded.load_weights(tmp_path / "model.keras")
     np.testing.assert_array_equal(
         again.shrinkage_covariance, np.diag([1.0, 2.0, 3.0, 4.0])
@@ -134,7 +134,7 @@ def test_quantized_backbone(tiny_bert, rng, lora, mode):
 @pytest.mark.slow
 def test_quantized_after_attaching(tiny_bert, rng):
     backbone = tiny_bert()
-    keras_istar.attach(backbone)
+    keras_istar.attach(backbone, strength=-1.0)
     backbone.quantize("int8")
     ids = rng.integers(5, 15, size=(4, 6)).astype("int32")
     x = {"token_ids": ids, "padding_mask": ids, "segment_ids": 0 * ids}

@@ -68,7 +68,7 @@ def test_failures(monkeypatch, kind, place):
 
     monkeypatch.setattr(thing, name, fail_at_first)
     try:
-        keras_istar.attach(model)
+        keras_istar.attach(model, strength=-1.0)
     except (Injected, ValueError):
         _assert_same(model, before)
     else:
@@ -76,7 +76,7 @@ def test_failures(monkeypatch, kind, place):
         keras_istar.detach(model)
     monkeypatch.setattr(thing, name, function)
     # Nor does it stand in the way of another.
-    layer = keras_istar.attach(model)
+    layer = keras_istar.attach(model, strength=-1.0)
     assert layer.built
     keras_istar.detach(model)
     _assert_same(model, before)

@@ -86,7 +86,7 @@ def test_outputs_stay_bit_identical(family, rng):
     backbone = _backbone(family)
     x = _data(backbone, rng)
     before, config = _outputs(backbone, x), backbone.get_config()
-    layer = keras_istar.attach(backbone)
+    layer = keras_istar.attach(backbone, strength=-1.0)
     assert layer.state_names == tuple(f"layer_{i}" for i in range(LAYERS))
     _assert_equal(_outputs(backbone, x), before)
     assert backbone.get_config() == config
@@ -120,10 +120,10 @@ def test_lora(family, rng, order, tmp_path):
     x = _data(backbone, rng)
     before = _outputs(backbone, x)
     if order == "attach first":
-        keras_istar.attach(backbone)
+        keras_istar.attach(backbone, strength=-1.0)
     backbone.enable_lora(2)
     if order == "LoRA first":
-        keras_istar.attach(backbone)
+        keras_istar.attach(backbone, strength=-1.0)
     _assert_equal(_outputs(backbone, x), before)
     for weight in backbone.trainable_weights:
         if "lora" in weight.name:
@@ -144,7 +144,7 @@ def test_weight_files_are_interchangeable(family, rng, tmp_path, attached):
     models = [_backbone(family), _backbone(family)]
     for weight in models[0].weights:
         weight.assign(rng.normal(size=weight.shape))
-    keras_istar.attach(models[attached])
+    keras_istar.attach(models[attached], strength=-1.0)
     models[0].save_weights(tmp_path / "model.weights.h5")
     models[1].load_weights(tmp_path / "model.weights.h5")
     x = _data(models[0], rng)
@@ -168,7 +168,7 @@ def test_encoder_decoder_padding(rng, name):
     )
     states = _states(backbone, sides[0] + sides[1], x)
     masks = [x["encoder_padding_mask"]] * LAYERS + [mask] * LAYERS
-    keras_istar.attach(backbone)
+    keras_istar.attach(backbone, strength=-1.0)
     backbone(x, training=True)
     assert float(backbone.losses[0]) == pytest.approx(
         oracle.penalty(oracle.unmasked(states, masks)), abs=1e-5
@@ -182,7 +182,7 @@ def test_task_keeps_everything_and_fits_raw_strings(tiny_classifier, sentences):
     before = [getattr(task, name) for name in kept]
     outputs = task.predict(texts, verbose=0)
     config = task.get_config()
-    layer = keras_istar.attach(task)
+    layer = keras_istar.attach(task, strength=-1.0)
     assert type(task) is hub.models.BertTextClassifier
     assert [getattr(task, name) for name in kept] == before
     assert task.get_config() == config
@@ -198,7 +198,7 @@ def test_task_keeps_everything_and_fits_raw_strings(tiny_classifier, sentences):
 def test_task_fit_after_fit(tiny_classifier, sentences):
     task = tiny_classifier()
     task.fit(*sentences, verbose=0)
-    keras_istar.attach(task)
+    keras_istar.attach(task, strength=-1.0)
     assert "isoscore" in task.fit(*sentences, verbose=0).history
     keras_istar.detach(task)
     assert "isoscore" not in task.fit(*sentences, verbose=0).history
@@ -208,7 +208,7 @@ def test_preset_loads_without_the_package(
     tiny_classifier, sentences, tmp_path, run_without_package
 ):
     task = tiny_classifier()
-    keras_istar.attach(task)
+    keras_istar.attach(task, strength=-1.0)
     task.fit(*sentences, verbose=0)
     task.save_to_preset(tmp_path / "preset")
     np.save(tmp_path / "x.npy", sentences[0])
@@ -226,12 +226,12 @@ def test_preset_loads_without_the_package(
 def test_keras_nlp_models():
     nlp = pytest.importorskip("keras_nlp")
     backbone = nlp.models.BertBackbone(**CONFIG)
-    layer = keras_istar.attach(backbone, layers=-1)
+    layer = keras_istar.attach(backbone, layers=-1, strength=-1.0)
     assert layer.state_names == (f"layer_{LAYERS - 1}",)
 
 
 def test_unknown_name_lists_those_of_the_backbone(tiny_classifier):
     task = tiny_classifier()
     with pytest.raises(ValueError, match="'transformer_layer_1'"):
-        keras_istar.attach(task, "transformer_layer_9")
+        keras_istar.attach(task, "transformer_layer_9", strength=-1.0)
     assert not hasattr(task.backbone, "istar_regularization")

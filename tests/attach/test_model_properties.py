@@ -90,7 +90,7 @@ def test_model_that_cannot_be_attached_stays_as_it_was(stack, wrong):
     config, weights = model.get_config(), len(model.weights)
     layers = [*names, wrong]
     with pytest.raises(ValueError, match="`layers`"):
-        keras_istar.attach(model, layers)
+        keras_istar.attach(model, layers, strength=-1.0)
     assert model.get_config() == config
     assert len(model.weights) == weights
     with pytest.raises(ValueError, match="must have been attached"):

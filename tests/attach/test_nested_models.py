@@ -72,13 +72,13 @@ def test_what_several_models_have_is_refused(layers):
         pooled = [f(i)[:, 0] for f, i in zip(lstms, inputs, strict=True)]
         model = keras.Model(inputs, keras.layers.Dot(1)(pooled))
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(model, layers)
+        keras_istar.attach(model, layers, strength=-1.0)
     item = layers[0] if isinstance(layers, list) else layers
     assert f"attach(model, 'query/{item}')" in str(error.value)
     assert f"attach(model, 'doc/{item}')" in str(error.value)
     # What it says can be done.
-    keras_istar.attach(model, f"query/{item}")
-    keras_istar.attach(model, f"doc/{item}")
+    keras_istar.attach(model, f"query/{item}", strength=-1.0)
+    keras_istar.attach(model, f"doc/{item}", strength=-1.0)
     keras_istar.detach(model)
 
 
@@ -101,7 +101,7 @@ def test_both_towers_are_attached_at_once(x, rng):
         assert layer.owner_name == name
         assert layer.state_names == ("encoder",)
         with pytest.raises(ValueError, match="already attached"):
-            keras_istar.attach(model, f"{name}/{name}_last")
+            keras_istar.attach(model, f"{name}/{name}_last", strength=-1.0)
     expected = [
         oracle.penalty(_states(model.get_layer(name), "encoder", part), s)
         for name, part, s in zip(
@@ -123,15 +123,19 @@ def test_both_towers_are_attached_at_once(x, rng):
 def test_names_in_different_models():
     model = _two_towers()
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(model, ["query_last", "doc_last"])
+        keras_istar.attach(model, ["query_last", "doc_last"], strength=-1.0)
     assert (
         "these names are in different nested models: "
         "{'query_last': 'query', 'doc_last': 'doc'}"
     ) in str(error.value)
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(model, ["query/encoder", "doc/encoder"])
+        keras_istar.attach(
+            model, ["query/encoder", "doc/encoder"], strength=-1.0
+        )
     assert "a line for each" in str(error.value)
-    layer = keras_istar.attach(model, ["query/encoder", "query/query_last"])
+    layer = keras_istar.attach(
+        model, ["query/encoder", "query/query_last"], strength=-1.0
+    )
     assert layer.state_names == ("encoder", "query_last")
 
 
@@ -147,7 +151,7 @@ def test_names_in_different_models():
 )
 def test_paths_that_lead_nowhere(layers, message):
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(_two_towers(), layers)
+        keras_istar.attach(_two_towers(), layers, strength=-1.0)
     assert message in str(error.value)
 
 
@@ -230,7 +234,7 @@ def test_what_is_left_out_is_logged_once(caplog):
     j = keras.Input((6, 5))
     model = keras.Model(j, Block(name="a")(inner(j)), name="both")
     with caplog.at_level(logging.INFO, "keras_istar"):
-        layer = keras_istar.attach(model)
+        layer = keras_istar.attach(model, strength=-1.0)
     assert layer.state_names == ("layer_0",)
     (record,) = caplog.records
     assert "the 1 blocks of 'vision' are not taken" in record.getMessage()
@@ -238,7 +242,7 @@ def test_what_is_left_out_is_logged_once(caplog):
     assert record.getMessage().split(": ", 1)[1] in (
         layer.attachment.describe()
     )
-    keras_istar.attach(model, "vision/all")
+    keras_istar.attach(model, "vision/all", strength=-1.0)
     keras_istar.detach(model)
 
 
@@ -275,7 +279,7 @@ def test_sequential_models(x, tmp_path):
     np.testing.assert_array_equal(
         plain.predict(x, verbose=0), model.predict(x, verbose=0)
     )
-    again = keras_istar.attach(plain, "encoder")
+    again = keras_istar.attach(plain, "encoder", strength=-1.0)
     plain.load_weights(tmp_path / "attached.weights.h5")
     np.testing.assert_array_equal(
         again.shrinkage_covariance, layer.shrinkage_covariance

@@ -96,7 +96,7 @@ def test_what_the_user_says(ids, name, length):
 
 def test_the_user_is_asked():
     with pytest.warns(UserWarning) as said:
-        layer = keras_istar.attach(_model(), "encoder")
+        layer = keras_istar.attach(_model(), "encoder", strength=-1.0)
     (warning,) = said
     text = str(warning.message)
     assert "padding" in text and 'mask={"token_ids": 0}' in text
@@ -130,13 +130,13 @@ def test_a_mask_of_another_sequence_is_not_taken(ids, length):
     x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
     before = model.predict(x, verbose=0)
     with pytest.warns(UserWarning, match="padding"):
-        keras_istar.attach(model, "encoder")
+        keras_istar.attach(model, "encoder", strength=-1.0)
     np.testing.assert_array_equal(model.predict(x, verbose=0), before)
     assert np.isfinite(_penalty(model, x))
     model.evaluate(x, np.zeros((8, 1)), verbose=0)
     keras_istar.detach(model)
     with pytest.raises(ValueError, match="`mask` must have the shape"):
-        keras_istar.attach(model, "encoder", mask="padding_mask")
+        keras_istar.attach(model, "encoder", mask="padding_mask", strength=-1.0)
     # A function can say what counts in the longer sequence.
     keras_istar.attach(
         model,
@@ -163,7 +163,7 @@ def test_a_mask_that_fits_by_chance_alone(ids):
     pooled = keras.layers.GlobalAveragePooling1D()(x)
     pooled += 0.0 * ops.sum(inputs["padding_mask"])
     model = keras.Model(inputs, keras.layers.Dense(1)(pooled))
-    layer = keras_istar.attach(model, "encoder")
+    layer = keras_istar.attach(model, "encoder", strength=-1.0)
     assert layer.attachment.masks == ("Keras masks, if any",)
     data = {
         "features": np.random.default_rng(0).normal(size=(4, 9, 3)),
@@ -241,7 +241,7 @@ def test_wrong_masks_leave_the_model_as_it_was(mask, message):
     model = _model()
     before = dict(vars(model)), len(model.weights)
     with pytest.raises(ValueError) as error:
-        keras_istar.attach(model, "encoder", mask=mask)
+        keras_istar.attach(model, "encoder", mask=mask, strength=-1.0)
     assert message in str(error.value)
     assert (dict(vars(model)), len(model.weights)) == before
-    keras_istar.attach(model, "encoder", mask=False)
+    keras_istar.attach(model, "encoder", mask=False, strength=-1.0)

@@ -77,7 +77,10 @@ def assert_same(actual, expected):
 def test_attach_to_models_of_their_own(x):
     models = [make_model() for _ in range(THREADS)]
     layers = in_threads(
-        *[lambda m=m: keras_istar.attach(m, "encoder") for m in models]
+        *[
+            lambda m=m: keras_istar.attach(m, "encoder", strength=-1.0)
+            for m in models
+        ]
     )
     for model, layer in zip(models, layers, strict=True):
         assert isinstance(layer, keras_istar.IStarRegularization)
@@ -94,7 +97,10 @@ def test_attach_to_one_model_succeeds_once(x, shared):
     if shared == "encoder":
         models = [make_model(encoder) for _ in range(THREADS)]
     results = in_threads(
-        *[lambda m=m: keras_istar.attach(m, "encoder") for m in models]
+        *[
+            lambda m=m: keras_istar.attach(m, "encoder", strength=-1.0)
+            for m in models
+        ]
     )
     (layer,) = [r for r in results if not isinstance(r, Exception)]
     for result in results:
@@ -115,7 +121,7 @@ def test_attach_and_detach_and_measure_at_the_same_time(x):
 
     def attach_and_detach():
         for _ in range(20):
-            keras_istar.attach(model, "encoder")
+            keras_istar.attach(model, "encoder", strength=-1.0)
             keras_istar.detach(model)
 
     def measure():

@@ -27,7 +27,9 @@ def _model(learning_rate=0.05, compile_kwargs=None, **kwargs):
     lower = keras.layers.Dense(4, name="lower", activation="tanh")(inputs)
     upper = keras.layers.Dense(4, name="upper")(lower)
     model = keras.Model(inputs, keras.layers.Dense(1)(upper))
-    layer = keras_istar.attach(model, ["lower", "upper"], **kwargs)
+    layer = keras_istar.attach(
+        model, ["lower", "upper"], **({"strength": -1.0} | kwargs)
+    )
     optimizer = keras.optimizers.SGD(learning_rate)
     model.compile(optimizer, "mse", **(compile_kwargs or {}))
     return model, layer
@@ -198,7 +200,7 @@ def test_pass_leaves_weights_and_random_state_alone(data):
         states = keras.layers.BatchNormalization()(states)
         outputs = keras.layers.Dense(1)(keras.layers.Dropout(0.5)(states))
         model = keras.Model(inputs, outputs)
-        keras_istar.attach(model, "encoder", shrinkage=0.0)
+        keras_istar.attach(model, "encoder", shrinkage=0.0, strength=-1.0)
         model.compile("sgd", "mse")
         _fit(model, data, callbacks, epochs=2, shuffle=True)
         return [w.numpy() for w in model.weights if w.shape != (4, 4)]
@@ -286,7 +288,7 @@ def test_all_tokens_masked_is_empty(data):
     masked = keras.layers.Masking()(inputs)
     states = keras.layers.Dense(4, name="encoder")(masked)
     model = keras.Model(inputs, keras.layers.Dense(1)(states))
-    keras_istar.attach(model, "encoder")
+    keras_istar.attach(model, "encoder", strength=-1.0)
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="`data` must hold at least one"):
         _fit(model, data, [_callback(np.zeros((8, 6, 5)))])
@@ -341,7 +343,7 @@ def test_names_of_several_layers(data):
     inputs = keras.Input((None, 5))
     states = keras.layers.Dense(4)(inputs)
     for name in ("first", "second"):
-        states = keras_istar.IStarRegularization(name=name)(states)
+        states = keras_istar.IStarRegularization(-1.0, name=name)(states)
     model = keras.Model(inputs, keras.layers.Dense(1)(states))
     model.compile("sgd", "mse")
     history = _fit(model, data, [_callback(data[0])])
@@ -440,7 +442,7 @@ def test_dict_of_arrays(data):
     both = keras.layers.Add()(list(inputs.values()))
     states = keras.layers.Dense(4, name="encoder")(both)
     model = keras.Model(inputs, keras.layers.Dense(1)(states))
-    layer = keras_istar.attach(model, "encoder")
+    layer = keras_istar.attach(model, "encoder", strength=-1.0)
     model.compile(keras.optimizers.SGD(0.0), "mse")
     x, y = data
     both = {"a": x, "b": 2 * x}
@@ -475,7 +477,7 @@ def _raw(texts, labels, kind):
 def test_raw_strings(tiny_classifier, sentences, kind):
     texts, labels = sentences
     task = tiny_classifier()
-    layer = keras_istar.attach(task, layers=-1)
+    layer = keras_istar.attach(task, layers=-1, strength=-1.0)
     callback = _callback(_raw(texts, labels, kind))
     task.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy")
     history = task.fit(texts, labels, verbose=0, callbacks=[callback]).history

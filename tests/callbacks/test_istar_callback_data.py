@@ -26,7 +26,7 @@ def _dense(*shapes, structure=lambda *inputs: list(inputs)):
     outputs = keras.layers.Dense(1)(states)
     model = keras.Model(structure(*inputs), outputs)
     model.get_layer("block").set_weights([KERNEL, np.zeros(4)])
-    keras_istar.attach(model, "block")
+    keras_istar.attach(model, "block", strength=-1.0)
     model.compile(keras.optimizers.SGD(0.0), "mse")
     return model
 
@@ -74,7 +74,7 @@ TEXT_COLUMNS = {
 @pytest.fixture
 def classifier(tiny_classifier):
     model = tiny_classifier()
-    keras_istar.attach(model)
+    keras_istar.attach(model, strength=-1.0)
     model.compile(
         keras.optimizers.SGD(0.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -298,7 +298,7 @@ def test_a_pass_at_the_start_only(rng):
     x = rng.normal(size=(12, 4)).astype("float32")
     model = _dense((4,))
     keras_istar.detach(model)
-    layer = keras_istar.attach(model, "block", shrinkage=0.5)
+    layer = keras_istar.attach(model, "block", shrinkage=0.5, strength=-1.0)
     model.compile(keras.optimizers.SGD(0.1), "mse")
     before = x @ np.asarray(model.get_layer("block").kernel)
     callback = IStarCallback(x, update_freq="start", verbose=0)

@@ -52,6 +52,7 @@ def _model(learning_rate=0.05, **kwargs):
     upper = keras.layers.Dense(4, None, True, "orthogonal", name="upper")
     upper = upper(lower(inputs))
     model = keras.Model(inputs, keras.layers.Dense(1)(upper))
+    kwargs = {"strength": -1.0} | kwargs
     layer = keras_istar.attach(model, ["lower", "upper"], **kwargs)
     model.compile(keras.optimizers.SGD(learning_rate), "mse")
     return model, layer
@@ -156,7 +157,7 @@ def test_eigenvalues_that_rounding_makes_are_left_out(data, folder):
     narrow = keras.layers.Dense(2, use_bias=False)(inputs)
     wide = keras.layers.Dense(8, name="wide")(narrow)
     model = keras.Model(inputs, keras.layers.Dense(1)(wide))
-    keras_istar.attach(model, "wide")
+    keras_istar.attach(model, "wide", strength=-1.0)
     model.compile("sgd", "mse")
     _fit(model, data, [_callback(data, log_dir=folder)])
     _, (histogram,) = _series(folder, "isotropy/spectrum_wide")
@@ -297,7 +298,7 @@ def test_layers_of_ones_own_names(data, folder):
     inputs = keras.Input((None, 5))
     states = keras.layers.Dense(4)(inputs)
     for name in ("first", "second"):
-        states = keras_istar.IStarRegularization(name=name)(states)
+        states = keras_istar.IStarRegularization(-1.0, name=name)(states)
     model = keras.Model(inputs, keras.layers.Dense(1)(states))
     model.compile("sgd", "mse")
     _fit(model, data, [_callback(data, log_dir=folder)])

@@ -114,7 +114,7 @@ def test_attached_to_the_last_block_and_logged(tiny_classifier, sentences):
 
 def test_beside_istar(tiny_bert):
     backbone = tiny_bert()
-    keras_istar.attach(backbone)
+    keras_istar.attach(backbone, strength=-1.0)
     keras_istar.attach_regularizer(
         backbone, keras_istar.CosineRegularization(1.0)
     )

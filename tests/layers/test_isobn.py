@@ -266,7 +266,7 @@ def test_what_cannot_be_folded_is_refused(rng, case):
         model.get_layer("head").enable_lora(2)
     else:
         model = folding_model()
-        keras_istar.attach(model, "pooled")
+        keras_istar.attach(model, "pooled", strength=-1.0)
     with pytest.raises(ValueError, match="`fold` needs"):
         keras_istar.detach(model, fold=True)
     keras_istar.detach(model)  # It is still attached.

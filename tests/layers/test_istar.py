@@ -117,7 +117,7 @@ def test_keras_masks_pass_through_a_functional_model(rng):
 @pytest.mark.parametrize("training", [False, None])
 def test_inference_is_the_identity_and_adds_nothing(rng, training):
     states = [ops.convert_to_tensor(state) for state in _states(rng, 2)]
-    layer = keras_istar.IStarRegularization(momentum=0.5)
+    layer = keras_istar.IStarRegularization(-1.0, momentum=0.5)
     assert layer(states, training=training) is states[-1]
     assert layer.losses == []
     assert not np.any(layer.shrinkage_covariance.numpy())
@@ -167,7 +167,7 @@ def test_momentum_is_an_average_of_batch_covariances(rng):
 @pytest.mark.parametrize("useless", ["not finite", "one token"])
 def test_momentum_skips_useless_batches(rng, useless):
     first, second = _states(rng, 2)
-    layer = keras_istar.IStarRegularization(momentum=0.7)
+    layer = keras_istar.IStarRegularization(-1.0, momentum=0.7)
     mask = np.ones(SHAPE[:2], bool)
     if useless == "one token":
         mask[:] = np.arange(24).reshape(4, 6) == 3
@@ -227,7 +227,7 @@ def test_settings_may_be_assigned(rng):
 def test_log_names():
     default = keras_istar.IStarRegularization(strength=-1.0)
     assert default.log_name("isoscore") == "isoscore"
-    named = keras_istar.IStarRegularization(name="upper")
+    named = keras_istar.IStarRegularization(-1.0, name="upper")
     assert named.log_name("isoscore") == "upper_isoscore"
 
 
@@ -313,7 +313,7 @@ def test_wrong_number_of_masks(rng):
     ],
 )  # fmt: skip
 def test_refused_covariance_leaves_the_last_one(value, message):
-    layer = keras_istar.IStarRegularization(name="iso")
+    layer = keras_istar.IStarRegularization(-1.0, name="iso")
     with pytest.raises(ValueError) as error:
         layer.set_shrinkage_covariance(np.eye(5))
     assert str(error.value) == (

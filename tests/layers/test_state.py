@@ -177,7 +177,7 @@ def test_attaching_leaves_lists_of_weights_alone(x, y):
     model = build()
     weights, number = model.get_weights(), model.count_params()
     prediction = model.predict(x, verbose=0)
-    keras_istar.attach(model, "block", momentum=0.9)
+    keras_istar.attach(model, "block", momentum=0.9, strength=-1.0)
     assert len(model.weights) == len(weights)
     assert model.count_params() == number
     model.compile("adam", "mse")
@@ -191,7 +191,7 @@ def test_attached_models_with_nested_models_are_saved(ending, tmp_path, x):
     inner = build()
     inputs = keras.Input((8, 4))
     model = keras.Model(inputs, inner(inputs))
-    keras_istar.attach(model, "block")
+    keras_istar.attach(model, "block", strength=-1.0)
     path = tmp_path / f"model.{ending}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Of the legacy format.
@@ -320,7 +320,7 @@ def test_keys_begin_with_a_name_that_was_given(name, prefix, x, y):
 
 def test_penalties_of_a_model_called_twice_add_up(x, y):
     member = build()
-    keras_istar.attach(member, "block")
+    keras_istar.attach(member, "block", strength=-1.0)
     pair = [keras.Input((8, 4)), keras.Input((8, 4))]
     difference = keras.layers.Subtract()([member(i) for i in pair])
     model = keras.Model(pair, difference)
@@ -450,7 +450,7 @@ def test_detaching_gives_back_a_loss_of_ones_own(x, y):
         return keras.ops.mean(keras.ops.square(y - y_pred)) + 100.0
 
     model.compute_loss = own
-    keras_istar.attach(model, "block")
+    keras_istar.attach(model, "block", strength=-1.0)
     keras_istar.detach(model)
     assert model.compute_loss is own
     model.compile("sgd", "mse")
@@ -463,7 +463,7 @@ def test_detaching_gives_back_a_loss_of_ones_own(x, y):
 def test_detaching_through_an_outer_model_leaves_nothing():
     inner = build()
     before = set(vars(inner))
-    keras_istar.attach(inner, "block")
+    keras_istar.attach(inner, "block", strength=-1.0)
     inputs = keras.Input((8, 4))
     outer = keras.Model(inputs, inner(inputs))
     keras_istar.detach(outer)

@@ -308,7 +308,7 @@ def test_model_that_recomputes_itself(x, points):
 def test_attached_models_compare_with_others(tiny_classifier, sentences):
     task, (texts, labels) = tiny_classifier(), sentences
     before = measure(task, texts, measures="isoscore_star", shrinkage=0.4)
-    layer = keras_istar.attach(task, layers=[0, 1])
+    layer = keras_istar.attach(task, layers=[0, 1], strength=-1.0)
     layer.set_shrinkage_covariance(np.diag(np.arange(1.0, 9.0)))
     after = measure(task, texts, measures="isoscore_star", shrinkage=0.4)
     assert before.shrinkage_target == after.shrinkage_target
@@ -382,7 +382,7 @@ class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
         self.first = keras.layers.Dense(4, "tanh")
-        self.istar = keras_istar.IStarRegularization(name="mine")
+        self.istar = keras_istar.IStarRegularization(-1.0, name="mine")
         self.last = keras.layers.Dense(1)
 
     def call(self, x, training=None):

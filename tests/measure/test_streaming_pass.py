@@ -18,7 +18,9 @@ def _model(**kwargs):
     masked = keras.layers.Masking()(inputs)
     states = keras.layers.Dense(4, name="encoder")(masked)
     model = keras.Model(inputs, keras.layers.Dense(1)(states))
-    return model, keras_istar.attach(model, "encoder", **kwargs)
+    return model, keras_istar.attach(
+        model, "encoder", **({"strength": -1.0} | kwargs)
+    )
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_model_is_in_inference_mode(x):
     dropped = keras.layers.Dropout(0.9)(inputs)
     states = keras.layers.Dense(4, name="encoder")(dropped)
     model = keras.Model(inputs, keras.layers.Dense(1)(states))
-    layer = keras_istar.attach(model, "encoder", momentum=0.5)
+    layer = keras_istar.attach(model, "encoder", momentum=0.5, strength=-1.0)
     _, seen = _run(model, layer, x)
     states = np.asarray(model.get_layer("encoder")(x)).reshape(-1, 4)
     _assert_moments(seen, states)

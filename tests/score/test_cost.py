@@ -31,7 +31,7 @@ def _arguments(number, masked, dtype="float32"):
 
 def _penalty(number, **options):
     """The layer's penalty as a function of states and mask."""
-    layer = keras_istar.IStarRegularization(**options)
+    layer = keras_istar.IStarRegularization(**({"strength": -1.0} | options))
     layer(_arguments(number, False)[0])
 
     def penalty(states, mask):
@@ -230,7 +230,7 @@ def test_attached_model_adds_two_products_for_each_block(tiny_bert):
         for attached in (True, False):
             model = tiny_bert(num_layers=num_layers)
             if attached:
-                keras_istar.attach(model)
+                keras_istar.attach(model, strength=-1.0)
             inputs = {
                 name: tf.ones((4, 6), "int32")
                 for name in ("token_ids", "segment_ids", "padding_mask")
@@ -270,7 +270,7 @@ def test_inference_of_an_attached_model_is_the_same_graph(tiny_bert):
         return collections.Counter(op.type for op in graph.get_operations())
 
     before = operations()
-    keras_istar.attach(model, momentum=0.9, max_tokens=8)
+    keras_istar.attach(model, momentum=0.9, max_tokens=8, strength=-1.0)
     assert operations() == before
 
 
@@ -345,5 +345,5 @@ def test_inference_of_an_attached_model_is_the_same_jaxpr(tiny_bert):
         return collections.Counter(names)
 
     before = primitives()
-    keras_istar.attach(model, momentum=0.9, max_tokens=8)
+    keras_istar.attach(model, momentum=0.9, max_tokens=8, strength=-1.0)
     assert primitives() == before

@@ -31,7 +31,9 @@ def _model(**kwargs):
     inputs = keras.Input((None, 5))
     states = keras.layers.Dense(4, name="encoder")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1)(states))
-    layer = keras_istar.attach(model, "encoder", **kwargs)
+    layer = keras_istar.attach(
+        model, "encoder", **({"strength": -1.0} | kwargs)
+    )
     model.compile(keras.optimizers.SGD(0.01), "mse")
     return model, layer
 

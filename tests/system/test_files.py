@@ -32,7 +32,7 @@ def _attached_model():
     inputs = keras.Input((6, 5))
     states = keras.layers.Dense(4, name="encoder")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1)(states))
-    keras_istar.attach(model, "encoder", momentum=0.5)
+    keras_istar.attach(model, "encoder", momentum=0.5, strength=-1.0)
     return model
 
 
@@ -40,7 +40,7 @@ def _explicit_model():
     """A model that calls every layer of the package."""
     inputs = keras.Input((6, 5))
     states = keras.layers.Dense(4)(inputs)
-    states = keras_istar.IStarRegularization(momentum=0.5)(states)
+    states = keras_istar.IStarRegularization(-1.0, momentum=0.5)(states)
     states = keras_istar.CosineRegularization(1.0)(states)
     pooled = keras.layers.GlobalAveragePooling1D()(states)
     pooled = keras_istar.IsotropicBatchNormalization()(pooled)

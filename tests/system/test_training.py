@@ -23,7 +23,9 @@ def _model(**kwargs):
     inputs = keras.Input((None, 5))
     states = keras.layers.Dense(4, name="encoder")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1)(states))
-    layer = keras_istar.attach(model, "encoder", **kwargs)
+    layer = keras_istar.attach(
+        model, "encoder", **({"strength": -1.0} | kwargs)
+    )
     return model, layer
 
 

@@ -57,7 +57,7 @@ def test_type_checker_of_a_user_sees_mistakes(tmp_path):
         "    layer.strength = 2.0\n"
         "    report = keras_istar.measure(model, ['text'], 'all', 100)\n"
         "    report.save(5)\n"
-        "    keras_istar.attach(model, shrinkage='much')\n"
+        "    keras_istar.attach(model, shrinkage='much', strength=-1.0)\n"
     )
     done = subprocess.run(
         [

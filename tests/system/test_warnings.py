@@ -74,7 +74,7 @@ make_task().fit(texts, labels, 4, verbose=0, shuffle=False)
 SCRIPTS = {
     "fit": """
         model = make_model()
-        keras_istar.attach(model, "encoder", max_tokens=50)
+        keras_istar.attach(model, "encoder", max_tokens=50, strength=-1.0)
         fit(model, [keras_istar.IStarCallback(x, max_tokens=100)])
         fit(model)
         keras_istar.detach(model)
@@ -82,10 +82,10 @@ SCRIPTS = {
     """,
     "logs and files": """
         model = make_model()
-        keras_istar.attach(model, "encoder")
+        keras_istar.attach(model, "encoder", strength=-1.0)
         fit(model, [keras_istar.IStarCallback(x, log_dir=folder)])
         model = make_model()
-        keras_istar.attach(model, "encoder", momentum=0.9)
+        keras_istar.attach(model, "encoder", momentum=0.9, strength=-1.0)
         cosine = keras_istar.CosineRegularization()
         keras_istar.attach_regularizer(model, cosine, "encoder")
         fit(model)
@@ -94,7 +94,7 @@ SCRIPTS = {
     """,
     "KerasHub task": """
         task = make_task()
-        keras_istar.attach(task)
+        keras_istar.attach(task, strength=-1.0)
         callback = keras_istar.IStarCallback(texts, log_dir=folder)
         task.fit(
             texts, labels, 4, verbose=0, shuffle=False, callbacks=[callback]

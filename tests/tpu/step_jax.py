@@ -27,7 +27,7 @@ def main(topology, dtype, *variants):
 def _compile(topology, options):
     model = _classifier()
     if options is not None:
-        keras_istar.attach(model, **options)
+        keras_istar.attach(model, **({"strength": -1.0} | options))
     model.compile(
         keras.optimizers.AdamW(2e-5),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

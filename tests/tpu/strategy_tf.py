@@ -133,7 +133,7 @@ def _classifier(options):
     )
     model = keras_hub.models.BertTextClassifier(backbone, num_classes=2)
     if options is not None:
-        keras_istar.attach(model, **options)
+        keras_istar.attach(model, **({"strength": -1.0} | options))
     model.compile(
         keras.optimizers.AdamW(2e-5),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

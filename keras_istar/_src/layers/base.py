@@ -18,6 +18,7 @@ from keras_istar._src.compat.distribution import separate_losses
 from keras_istar._src.compat.keras_state import StateVariable
 from keras_istar._src.layers.attachment import Attachment
 from keras_istar._src.layers.probe import current_recorder
+from keras_istar._src.score import moments
 from keras_istar._src.types import Schedulable
 from keras_istar._src.types import Tensor
 
@@ -129,18 +130,21 @@ class HiddenStateRegularization(keras.layers.Layer):
 
     Example:
 
-    >>> class SmallNorm(keras_istar.HiddenStateRegularization):
-    ...     measure_name = "mean_square"
+    The covariance term of VICReg, Σ_{i≠j} Σ_ij² / dim:
+
+    >>> class Decorrelation(keras_istar.HiddenStateRegularization):
+    ...     measure_name = "off_diagonal"
     ...
     ...     def measure(self, hidden_states, masks):
-    ...         squares = [ops.mean(ops.square(x)) for x in hidden_states]
-    ...         return sum(squares) / len(squares)
+    ...         squares = ops.square(self.covariance(hidden_states, masks))
+    ...         return (ops.sum(squares) - ops.trace(squares)) / self.dim
     ...
     ...     def loss(self, measure):
     ...         return measure
-    >>> layer = SmallNorm(strength=0.5)
-    >>> _ = layer(np.full((2, 3, 4), 2.0, "float32"), training=True)
-    >>> float(layer.losses[0])
+    >>> layer = Decorrelation(strength=0.5)
+    >>> states = np.array([[[0.0, 0.0], [2.0, 2.0]]], "float32")
+    >>> _ = layer(states, training=True)  # All four covariances are 2.
+    >>> float(layer.losses[0])  # 0.5 * (4 + 4) / 2
     2.0
     """
 
@@ -181,6 +185,24 @@ class HiddenStateRegularization(keras.layers.Layer):
     def loss(self, measure: Tensor) -> Tensor:
         """Scalar that `strength` multiplies."""
         raise NotImplementedError
+
+    def covariance(self, hidden_states: list[Tensor], masks: list) -> Tensor:
+        """Covariance of all unmasked tokens of all states, for `measure`.
+
+        Tokens of all replicas are one cloud: a penalty computed from this is
+        the same on several devices as on one. In float32 or better; backward,
+        it costs one matrix product a state.
+
+        Args:
+            hidden_states: As `measure` is given them.
+            masks: As `measure` is given them.
+
+        Returns:
+            Unbiased covariance `(dim, dim)`; zero for fewer than two tokens.
+        """
+        tokens = moments.union_moments(hidden_states, masks)
+        (tokens,) = moments.sum_over_replicas(tokens)
+        return moments.covariance(tokens)
 
     def further_logs(self, measure: Tensor) -> dict[str, Tensor]:
         """Scalars to log besides, under names given to `add_logs` before."""

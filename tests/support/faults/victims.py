@@ -64,7 +64,7 @@ def make_model(width=4):
     inputs = keras.Input((3, 5))
     states = keras.layers.Dense(width, activation="tanh", name="encoder")
     model = keras.Model(inputs, keras.layers.Dense(1)(states(inputs)))
-    layer = keras_istar.attach(model, "encoder", shrinkage=0.5)
+    layer = keras_istar.attach(model, "encoder", shrinkage=0.5, strength=-1.0)
     model.compile(keras.optimizers.Adam(0.01), "mse")
     return model, layer
 

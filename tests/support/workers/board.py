@@ -36,7 +36,7 @@ def main(output, folder, kind, *place):
 
     with scope:
         model = bert_classifier()
-        keras_istar.attach(model)
+        keras_istar.attach(model, strength=-1.0)
         model.compile("sgd", "sparse_categorical_crossentropy")
     x, y = token_batches(4 * BATCH, BATCH)
     callback = keras_istar.IStarCallback(

@@ -67,7 +67,7 @@ def main(output, folder):
     inputs = keras.Input((4, 3))
     states = keras.layers.Dense(4, name="encoder")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1)(traced(states)))
-    keras_istar.attach(model, "encoder")
+    keras_istar.attach(model, "encoder", strength=-1.0)
     model.compile("sgd", "mse")
     x = np.random.normal(size=(STEPS * BATCH, 4, 3)).astype("float32")
     callback = keras_istar.IStarCallback(

@@ -45,7 +45,9 @@ class Experiments:
         with self._scope():
             model = bert_classifier()
             if options:
-                self._layer = keras_istar.attach(model, **options)
+                self._layer = keras_istar.attach(
+                    model, **({"strength": -1.0} | options)
+                )
             model.compile(
                 keras.optimizers.SGD(rate),
                 keras.losses.SparseCategoricalCrossentropy(
@@ -197,7 +199,9 @@ def activity_regularizers(**options):
     )(outputs)
     model = keras.Model(inputs, outputs)
     if options:
-        keras_istar.attach(model, layers="hidden", **options)
+        keras_istar.attach(
+            model, layers="hidden", **({"strength": -1.0} | options)
+        )
     return model
 
 
@@ -207,7 +211,9 @@ def one_tower(sync):
     outputs = keras.layers.GlobalAveragePooling1D()(hidden)
     model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
     options = {} if sync else {"sync": False}
-    keras_istar.attach(model, layers="hidden", strength=-2.0, **options)
+    keras_istar.attach(
+        model, layers="hidden", strength=-2.0, **({"strength": -1.0} | options)
+    )
     return model
 
 

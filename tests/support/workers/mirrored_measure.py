@@ -24,7 +24,7 @@ def measured(scope):
     """Every number of a report; 19 examples do not fill the last batch."""
     with scope:
         model = bert_classifier()
-    layer = keras_istar.attach(model)
+    layer = keras_istar.attach(model, strength=-1.0)
     layer.set_shrinkage_covariance(np.diag(np.arange(1.0, layer.dim + 1)))
     x, _ = token_batches(19, 8)
     report = measure(model, x, batch_size=8)

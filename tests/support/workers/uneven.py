@@ -40,7 +40,7 @@ def main():
         states = keras.layers.Dense(6, name="block")(inputs)
         model = keras.Model(inputs, keras.layers.Dense(1)(states))
         model.get_layer("block").set_weights([KERNEL, np.zeros(6)])
-        keras_istar.attach(model, "block")
+        keras_istar.attach(model, "block", strength=-1.0)
         model.compile(keras.optimizers.SGD(0.0), "mse")
     results = {
         # Batches of 33, of which the last one is smaller or the only one.
