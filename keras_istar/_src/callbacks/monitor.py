@@ -17,6 +17,7 @@ from keras_istar._src.attach.attach import probed
 from keras_istar._src.attach.find_states import Layers
 from keras_istar._src.attach.padding import Mask
 from keras_istar._src.attach.pooling import Pooling
+from keras_istar._src.attach.pooling import check_pooling
 from keras_istar._src.callbacks.tensorboard import Dashboard
 from keras_istar._src.compat import keras_data
 from keras_istar._src.compat.distribution import is_chief
@@ -136,6 +137,7 @@ class IsotropyMonitor(keras.callbacks.Callback):
         self.data = data
         self.layers = layers
         self.mask = mask
+        check_pooling(pooling)
         self.pooling = pooling
         self.max_tokens = validation.check_optional_positive_int(
             "max_tokens", max_tokens
@@ -152,7 +154,7 @@ class IsotropyMonitor(keras.callbacks.Callback):
         # No `tf.data` dataset can be copied. A copy shares `data`, which is
         # only read, and gets its model and pass from the `fit` it is for.
         own: dict[str, Any] = dict.fromkeys(
-            ["_model", "_pass", "_dashboard", "_watched"]
+            ["_model", "_pass", "_dashboard", "_watched", "_start"]
         )
         copied = copy.copy(self)
         memo |= {id(self): copied, id(self.data): self.data}

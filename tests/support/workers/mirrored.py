@@ -211,9 +211,7 @@ def one_tower(sync):
     outputs = keras.layers.GlobalAveragePooling1D()(hidden)
     model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
     options = {} if sync else {"sync": False}
-    keras_istar.attach(
-        model, layers="hidden", strength=-2.0, **({"strength": -1.0} | options)
-    )
+    keras_istar.attach(model, layers="hidden", strength=-2.0, **options)
     return model
 
 
