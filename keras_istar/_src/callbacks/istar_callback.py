@@ -204,7 +204,7 @@ class IStarCallback(IsotropyMonitor):
         return found
 
     def _update(self, layer, estimate):
-        if layer.momentum is not None and layer.target is None:
+        if layer.momentum is not None:
             return
         if not bool(ops.all(ops.isfinite(estimate))):
             warnings.warn(
@@ -213,10 +213,7 @@ class IStarCallback(IsotropyMonitor):
                 stacklevel=2,
             )
             return
-        if layer.target is not None:
-            layer.calibrate(estimate)
-        else:
-            layer.set_shrinkage_covariance(estimate)
+        layer.set_shrinkage_covariance(estimate)
 
     def _settings(self):
         return {

@@ -11,7 +11,7 @@ from keras_istar._src.types import Tensor
 Interval = float | tuple[float, float]
 
 # Within so many training steps a relative target learns the isotropy that the
-# model starts from, if no callback has measured it.
+# model starts from.
 STEPS_TO_START = 20.0
 
 _BOUNDS = ("low", "high")
