@@ -1,43 +1,137 @@
 """Every backbone of KerasHub, as small as it can be built.
 
-Each entry gives the arguments of the class, the class of the layers that are
-its blocks, and how many calls of them there are. A string instead says why
-there is no entry.
+`MODELS` says for each what its blocks are and how `attach` is asked for them;
+the sizes of all of them are in `SIZES`.
 """
 
+import inspect
+from collections.abc import Callable
+from typing import Any
 from typing import NamedTuple
 
-TEXT = dict(
+import keras
+import keras_hub
+import numpy as np
+from private_keras import all_layers
+
+# What arguments are given, by their names, where a model says nothing else.
+SIZES = dict(
     vocabulary_size=20,
+    vocab_size=20,
     num_layers=2,
     num_heads=2,
-    hidden_dim=8,
-    intermediate_dim=16,
-)
-SHORT = TEXT | dict(max_sequence_length=10)
-GROUPED = dict(
-    vocabulary_size=20,
-    num_layers=2,
     num_query_heads=2,
+    num_attention_heads=2,
     num_key_value_heads=1,
+    num_experts=2,
+    num_classes=2,
+    top_k=1,
     hidden_dim=8,
+    embedding_dim=8,
+    projection_dim=8,
+    head_dim=4,
+    head_size=4,
+    mlp_dim=16,
     intermediate_dim=16,
-)
-IMAGE = dict(image_shape=(16, 16, 3))
-VIT = IMAGE | dict(
-    patch_size=4, num_layers=2, num_heads=2, hidden_dim=8, intermediate_dim=16
-)
-EXPERTS = dict(num_experts=2, top_k=1)
-LINEAR = dict(
-    layer_types=["linear_attention", "full_attention"],
-    partial_rotary_factor=0.25,
+    moe_intermediate_dim=8,
+    shared_expert_intermediate_dim=8,
+    shared_expert_intermediate_size=8,
+    bucket_size=4,
+    sliding_window=4,
+    max_sequence_length=10,
+    max_encoder_sequence_length=6,
+    max_decoder_sequence_length=6,
+    patch_size=4,
+    image_size=16,
+    image_shape=(16, 16, 3),
     linear_num_key_heads=2,
     linear_num_value_heads=2,
     linear_key_head_dim=4,
     linear_value_head_dim=4,
-    linear_conv_kernel_dim=4,
 )
-GEMMA_SIDES = {
+LARGE = (32, 32, 3)  # Shape of images that are halved several times.
+
+
+class Nested(NamedTuple):
+    """A model, or layer, among the arguments of a model."""
+
+    kind: str
+    arguments: dict
+
+
+class Model(NamedTuple):
+    """How to build a backbone, and what to expect of it.
+
+    Attributes:
+        blocks: Names of the classes of its blocks, parted by spaces. Without
+            any, `attach` is to refuse it.
+        number: How many calls of blocks each line is to take.
+        arguments: Of the class, where they are not those of `SIZES`.
+        layers: For each line, what it attaches to.
+        lengths: Lengths of inputs, by name, where 6 will not do.
+        mask: Function of the inputs that returns the mask of the blocks, where
+            the model computes it itself.
+    """
+
+    blocks: str = ""
+    number: int = 2
+    arguments: dict = {}
+    layers: tuple = ("all",)
+    lengths: dict = {}
+    mask: Callable[[dict], Any] | None = None
+
+
+def towers(family, block, **arguments):
+    """A model with an encoder of images and one of texts."""
+    sides = ("vision_encoder", "text_encoder")
+    kinds = ("VisionEncoder", "TextEncoder")
+    nested = {
+        side: Nested(family + kind, {"name": side})
+        for side, kind in zip(sides, kinds, strict=True)
+    }
+    layers = tuple(f"{side}/all" for side in sides)
+    # SigLIP's texts are all of one length.
+    return Model(block, 2, nested | arguments, layers, dict(token_ids=10))
+
+
+def convolutions(**arguments):
+    """A model without blocks."""
+    return Model("", 0, {"image_shape": LARGE} | arguments)
+
+
+def ids_that_count(x):
+    """The mask of a model that knows its padding id, 0."""
+    return x["token_ids"] != 0
+
+
+def moonshine_mask(x):
+    """One token for 384 samples of sound, rounded down thrice."""
+    lengths = np.sum(x["encoder_padding_mask"], axis=1)
+    for kernel, stride in ((127, 64), (7, 3), (3, 2)):
+        lengths = (lengths - kernel) // stride + 1
+    return np.arange(lengths.max()) < lengths[:, None]
+
+
+RESNET = dict(
+    input_conv_filters=[64],
+    input_conv_kernel_sizes=[7],
+    stackwise_num_filters=[64, 64, 64, 64],
+    stackwise_num_blocks=[1, 1, 1, 1],
+    stackwise_num_strides=[1, 2, 2, 2],
+    block_type="basic_block",
+    image_shape=(None, None, 3),
+)
+MIT = dict(
+    layerwise_depths=[2, 2],
+    image_shape=LARGE,
+    hidden_dims=[4, 8],
+    layerwise_num_heads=[1, 2],
+    layerwise_sr_ratios=[8, 4],
+    layerwise_patch_sizes=[7, 3],
+    layerwise_strides=[4, 2],
+)
+LINEAR = dict(head_dim=8, layer_types=["linear_attention", "full_attention"])
+T5GEMMA = {
     f"{side}_{name}": value
     for side in ("encoder", "decoder")
     for name, value in dict(
@@ -49,94 +143,37 @@ GEMMA_SIDES = {
         head_dim=4,
         layer_types=["sliding_attention", "full_attention"],
     ).items()
-} | dict(
-    vocabulary_size=20,
-    dropout_rate=0.0,
-    rms_norm_eps=1e-6,
-    tie_word_embeddings=True,
-    query_pre_attn_scalar=1.0,
+} | dict(cross_attention_hidden_size=8)
+SMOLLM = dict(
     attention_bias=False,
-    hidden_activation="gelu_approximate",
-    sliding_window=16,
-    cross_attention_hidden_size=8,
-    attn_logit_softcapping=50.0,
-    rope_max_wavelength=10000.0,
-    initializer_range=0.04,
-    attention_dropout=0.0,
+    mlp_bias=False,
+    rope_layer_enabled_list=[True, True],
+    layer_types=["attention", "attention"],
+    layer_norm_epsilon=1e-5,
+    max_position_embeddings=16,
+    rope_theta=10000.0,
+    partial_rotary_factor=1.0,
 )
-RESNET = dict(
-    input_conv_filters=[8],
-    input_conv_kernel_sizes=[7],
-    stackwise_num_filters=[8, 8, 8, 8],
-    stackwise_num_blocks=[1, 1, 1, 1],
-    stackwise_num_strides=[1, 2, 2, 2],
-    block_type="basic_block",
+HGNET = dict(
+    embedding_size=8,
+    stem_channels=[3, 8, 8],
+    hidden_act="relu",
+    use_learnable_affine_block=False,
+    depths=[1, 1],
+    hidden_sizes=[16, 16],
+    stackwise_stage_filters=[[8, 8, 16, 1, 1, 3], [16, 8, 16, 1, 1, 3]],
+    apply_downsample=[False, True],
+    use_lightweight_conv_block=[False, False],
 )
-MIT = dict(
-    layerwise_depths=[2, 2],
-    image_shape=(32, 32, 3),
-    hidden_dims=[4, 8],
-    num_layers=2,
-    layerwise_num_heads=[1, 2],
-    layerwise_sr_ratios=[8, 4],
-    max_drop_path_rate=0.0,
-    layerwise_patch_sizes=[7, 3],
-    layerwise_strides=[4, 2],
-)
-
-
-class Model(NamedTuple):
-    """How to build a backbone, and what to expect of it.
-
-    Attributes:
-        arguments: Of its class; a `Nested` is a model to build first.
-        block: Name of the class of its blocks.
-        number: How many calls of blocks are to be taken; 0 if `attach` is to
-            refuse, as there are none.
-        layers: What to attach to.
-        lengths: Lengths of inputs, by name, where 6 will not do.
-    """
-
-    arguments: dict
-    block: str = ""
-    number: int = 2
-    layers: object = "all"
-    lengths: dict = {}
-
-
-class Nested(NamedTuple):
-    """A model among the arguments of another."""
-
-    kind: str
-    arguments: dict
-
-
-def towers(family, **options):
-    """The two encoders of a CLIP model."""
-    size = dict(num_layers=2, num_heads=2, hidden_dim=8, intermediate_dim=16)
-    image = dict(patch_size=8, image_shape=(16, 16, 3), name="vision_encoder")
-    text = dict(
-        vocabulary_size=20,
-        embedding_dim=8,
-        max_sequence_length=10,
-        name="text_encoder",
-    )
-    return dict(
-        vision_encoder=Nested(f"{family}VisionEncoder", size | image),
-        text_encoder=Nested(f"{family}TextEncoder", size | text),
-        **options,
-    )
-
-
-TOWER = "text_encoder/all"
-CONVOLUTIONS = "layers of convolutions alone, which have no blocks"
+SEVERAL = "several models in one, to be configured for each other"
 
 MODELS = {
     "AlbertBackbone": Model(
-        SHORT | dict(embedding_dim=6, num_inner_repetitions=1),
-        "TransformerEncoder",
+        "TransformerEncoder", arguments=dict(embedding_dim=6)
     ),
     "BASNetBackbone": Model(
+        "",
+        0,
         dict(
             image_encoder=Nested(
                 "ResNetBackbone",
@@ -145,43 +182,36 @@ MODELS = {
             num_classes=1,
             image_shape=(64, 64, 3),
         ),
-        number=0,
     ),
-    "BLIP2Backbone": "three models that are built in turn, without names",
-    "BartBackbone": Model(SHORT, "Transformer", 4),
-    "BertBackbone": Model(SHORT, "TransformerEncoder"),
-    "BloomBackbone": Model(TEXT, "BloomDecoder"),
-    "CLIPBackbone": Model(
-        towers("CLIP", projection_dim=8), "CLIPEncoderLayer", 2, TOWER
+    "BLIP2Backbone": SEVERAL,
+    "BartBackbone": Model("TransformerEncoder TransformerDecoder", 4),
+    "BertBackbone": Model("TransformerEncoder"),
+    "BloomBackbone": Model("BloomDecoder"),
+    "CLIPBackbone": towers("CLIP", "CLIPEncoderLayer"),
+    "CSPNetBackbone": convolutions(
+        stem_filters=8,
+        stem_kernel_size=3,
+        stem_strides=1,
+        stackwise_strides=2,
+        stackwise_depth=[1, 2],
+        stackwise_num_filters=[8, 16],
+        down_growth=True,
+        bottle_ratio=(0.5, 1.0),
+        block_ratio=(1.0, 0.5),
+        expand_ratio=(2.0, 1.0),
+        block_type="dark_block",
+        stage_type="csp",
+        stem_padding="same",
     ),
-    "CSPNetBackbone": Model(
-        dict(
-            stem_filters=8,
-            stem_kernel_size=3,
-            stem_strides=1,
-            stackwise_strides=2,
-            stackwise_depth=[1, 2],
-            stackwise_num_filters=[8, 16],
-            image_shape=(32, 32, 3),
-            down_growth=True,
-            bottle_ratio=(0.5, 1.0),
-            block_ratio=(1.0, 0.5),
-            expand_ratio=(2.0, 1.0),
-            block_type="dark_block",
-            stage_type="csp",
-            stem_padding="same",
-        ),
-        number=0,
+    "DFineBackbone": (
+        "a detector, with blocks of several widths, for which `attach` asks"
     ),
-    "DFineBackbone": "a detector, which takes boxes to train on",
-    "DINOV2Backbone": Model(
-        VIT | dict(num_register_tokens=1), "DINOV2Layer"
-    ),
-    "DINOV3Backbone": Model(VIT, "DINOV3Layer"),
-    "DebertaV3Backbone": Model(
-        SHORT | dict(bucket_size=4), "DisentangledAttentionEncoder"
-    ),
+    "DINOV2Backbone": Model("DINOV2Layer"),
+    "DINOV3Backbone": Model("DINOV3Layer"),
+    "DebertaV3Backbone": Model("DisentangledAttentionEncoder"),
     "DeepLabV3Backbone": Model(
+        "",
+        0,
         dict(
             image_encoder=Nested("ResNetBackbone", RESNET),
             low_level_feature_key="P2",
@@ -190,33 +220,24 @@ MODELS = {
             upsampling_size=4,
             image_shape=(96, 96, 3),
         ),
-        number=0,
     ),
-    "DeiTBackbone": Model(VIT, "DeiTEncoderLayer"),
-    "DenseNetBackbone": Model(
-        dict(
-            stackwise_num_repeats=[1, 1],
-            compression_ratio=0.5,
-            growth_rate=2,
-            image_shape=(32, 32, 3),
-        ),
-        number=0,
+    "DeiTBackbone": Model("DeiTEncoderBlock"),
+    "DenseNetBackbone": convolutions(
+        stackwise_num_repeats=[1, 1], growth_rate=2
     ),
     "DepthAnythingBackbone": Model(
+        "DINOV2Layer",
+        4,
         dict(
             image_encoder=Nested(
                 "DINOV2Backbone",
-                VIT
-                | dict(
+                dict(
                     patch_size=14,
                     image_shape=(126, 126, 3),
                     num_layers=4,
                     apply_layernorm=True,
-                    name="image_encoder",
                 ),
             ),
-            patch_size=14,
-            backbone_hidden_dim=8,
             reassemble_factors=[4, 2, 1, 0.5],
             neck_hidden_dims=[8, 8, 8, 8],
             fusion_hidden_dim=8,
@@ -224,26 +245,17 @@ MODELS = {
             head_in_index=-1,
             feature_keys=["stage1", "stage2", "stage3", "stage4"],
         ),
-        "DINOV2Layer",
-        4,
     ),
-    "DistilBertBackbone": Model(SHORT, "TransformerEncoder"),
-    "ESM2Backbone": Model(TEXT, "ESMEncoder"),
-    "ESMBackbone": Model(TEXT, "ESMEncoder"),
+    "DistilBertBackbone": Model("TransformerEncoder"),
+    "ESMBackbone": Model("ESMEncoder", mask=ids_that_count),
     "EdRecBackbone": Model(
-        dict(
-            vocab_size=20,
-            num_layers_enc=2,
-            num_layers_dec=2,
-            num_heads=2,
-            hidden_dim=8,
-            intermediate_dim=16,
-            dropout=0.0,
-        ),
-        "EdRec",
+        "EdRecEncoderBlock EdRecDecoderBlock",
         4,
+        dict(num_layers_enc=2, num_layers_dec=2),
     ),
     "EfficientNetBackbone": Model(
+        "",
+        0,
         dict(
             stackwise_kernel_sizes=[3, 3],
             stackwise_num_repeats=[1, 1],
@@ -255,303 +267,292 @@ MODELS = {
             stackwise_block_types=["fused", "unfused"],
             stackwise_force_input_filters=[0, 0],
             stackwise_nores_option=[False, False],
-            width_coefficient=1.0,
-            depth_coefficient=1.0,
-            image_shape=(32, 32, 3),
+            stackwise_width_coefficients=[1.0, 1.0],
+            stackwise_depth_coefficients=[1.0, 1.0],
+            input_shape=LARGE,
         ),
-        number=0,
     ),
-    "ElectraBackbone": Model(
-        {k: v for k, v in SHORT.items() if k != "vocabulary_size"}
-        | dict(vocab_size=20, embedding_dim=8),
-        "TransformerEncoder",
-    ),
-    "FNetBackbone": Model(
-        {k: v for k, v in SHORT.items() if k != "num_heads"}, "FNetEncoder"
-    ),
-    "FalconBackbone": Model(
-        {k: v for k, v in TEXT.items() if k != "num_heads"}
-        | dict(num_attention_heads=2),
-        "FalconTransformerDecoder",
-    ),
-    "FluxBackbone": "a diffusion model, whose blocks are of several streams",
-    "GPT2Backbone": Model(SHORT, "GPT2TransformerDecoder"),
-    "GPTNeoXBackbone": Model(SHORT, "GPTNeoXDecoder"),
-    "Gemma3Backbone": Model(
-        GROUPED | dict(image_size=16, head_dim=4), "Gemma3DecoderBlock"
-    ),
-    "Gemma3nBackbone": "its blocks return four states at once, `(4, batch, …)`",
-    "Gemma4Backbone": Model(
-        GROUPED | dict(image_size=16, head_dim=4), "Gemma4"
-    ),
-    "GemmaBackbone": Model(GROUPED | dict(head_dim=4), "GemmaDecoderBlock"),
-    "GptOssBackbone": Model(
-        GROUPED | EXPERTS | dict(sliding_window=4), "GptOssTransformerDecoder"
-    ),
-    "HGNetV2Backbone": Model(
+    "ElectraBackbone": Model("TransformerEncoder"),
+    "FNetBackbone": Model("FNetEncoder"),
+    "FalconBackbone": Model("FalconTransformerDecoder"),
+    "FluxBackbone": Model(
+        "DoubleStreamBlock SingleStreamBlock",
+        4,
         dict(
-            embedding_size=8,
-            stem_channels=[3, 8, 8],
-            hidden_act="relu",
-            use_learnable_affine_block=False,
-            image_shape=(32, 32, 3),
-            depths=[1, 1],
-            hidden_sizes=[16, 16],
-            stackwise_stage_filters=[[8, 8, 16, 1, 1, 3], [16, 8, 16, 1, 1, 3]],
-            apply_downsample=[False, True],
-            use_lightweight_conv_block=[False, False],
+            input_channels=8,
+            hidden_size=16,
+            mlp_ratio=2.0,
+            depth=2,
+            depth_single_blocks=2,
+            axes_dim=[2, 2, 4],
+            theta=10_000,
+            use_bias=True,
+            image_shape=(6, 8),
+            text_shape=(6, 8),
+            image_ids_shape=(6, 3),
+            text_ids_shape=(6, 3),
+            y_shape=(8,),
         ),
-        number=0,
     ),
-    "Llama3Backbone": Model(GROUPED, "LlamaTransformerDecoder"),
-    "LlamaBackbone": Model(GROUPED, "LlamaTransformerDecoder"),
-    "MetaCLIP2Backbone": Model(
-        towers("MetaCLIP2", projection_dim=8), "CLIPEncoder", 2, TOWER
+    "GPT2Backbone": Model("TransformerDecoder"),
+    "GPTNeoXBackbone": Model(
+        "GPTNeoXDecoder", arguments=dict(rotary_percentage=0.5)
     ),
-    "MiTBackbone": Model(MIT, "HierarchicalTransformerEncoder", 2, [0, 1]),
-    "MistralBackbone": Model(
-        GROUPED | dict(sliding_window=4), "MistralTransformerDecoder"
+    "Gemma3Backbone": Model("Gemma3DecoderBlock"),
+    "Gemma3nBackbone": Model(
+        "",
+        0,
+        dict(
+            text_vocab_size=20,
+            text_hidden_size=8,
+            num_hidden_layers=2,
+            pad_token_id=0,
+            intermediate_size=[16, 16],
+            hidden_activation="gelu_approximate",
+            layer_types=["full_attention", "full_attention"],
+            rope_theta=10000.0,
+            max_position_embeddings=16,
+            vocab_size_per_layer_input=20,
+            hidden_size_per_layer_input=2,
+            altup_num_inputs=2,
+            laurel_rank=1,
+        ),
     ),
-    "MixtralBackbone": Model(
-        GROUPED | EXPERTS | dict(sliding_window=4), "MixtralTransformerDecoder"
+    "Gemma4Backbone": Model("Gemma4TextDecoderBlock"),
+    "GemmaBackbone": Model("GemmaDecoderBlock"),
+    "GptOssBackbone": Model("GptOssTransformerDecoder"),
+    "HGNetV2Backbone": convolutions(**HGNET),
+    "Llama3Backbone": Model("LlamaTransformerDecoder"),
+    "LlamaBackbone": Model("LlamaTransformerDecoder"),
+    "MetaCLIP2Backbone": towers("MetaCLIP2", "MetaCLIP2EncoderLayer"),
+    "MiTBackbone": Model("HierarchicalTransformerEncoder", 2, MIT, ([0, 1],)),
+    "MistralBackbone": Model("MistralTransformerDecoder"),
+    "MixtralBackbone": Model("MixtralTransformerDecoder"),
+    "MobileNetBackbone": convolutions(
+        stackwise_expansion=[[40], [64]],
+        stackwise_num_blocks=[1, 1],
+        stackwise_num_filters=[[16], [24]],
+        stackwise_kernel_size=[[3], [5]],
+        stackwise_num_strides=[[2], [1]],
+        stackwise_se_ratio=[[None], [0.25]],
+        stackwise_activation=[["relu"], ["hard_swish"]],
+        stackwise_padding=[[1], [2]],
+        output_num_filters=16,
+        depthwise_filters=8,
+        depthwise_stride=2,
+        depthwise_residual=False,
+        last_layer_filter=16,
     ),
-    "MobileNetBackbone": CONVOLUTIONS,
-    "MobileNetV5Backbone": CONVOLUTIONS,
+    "MobileNetV5Backbone": convolutions(
+        stackwise_block_types=[["er"], ["uir"]],
+        stackwise_num_blocks=[1, 1],
+        stackwise_num_filters=[[24], [48]],
+        stackwise_strides=[[2], [2]],
+        stackwise_act_layers=[["relu"], ["relu"]],
+        stackwise_exp_ratios=[[4.0], [6.0]],
+        stackwise_se_ratios=[[0.0], [0.0]],
+        stackwise_dw_kernel_sizes=[[0], [5]],
+        stackwise_dw_start_kernel_sizes=[[0], [0]],
+        stackwise_dw_end_kernel_sizes=[[0], [0]],
+        stackwise_exp_kernel_sizes=[[3], [0]],
+        stackwise_pw_kernel_sizes=[[1], [0]],
+        stackwise_num_heads=[[0], [0]],
+        stackwise_key_dims=[[0], [0]],
+        stackwise_value_dims=[[0], [0]],
+        stackwise_kv_strides=[[0], [0]],
+        stackwise_use_cpe=[[False], [False]],
+        use_msfa=False,
+    ),
     "MoonshineBackbone": Model(
+        "MoonshineEncoderBlock MoonshineDecoderBlock",
+        4,
         dict(
-            vocabulary_size=20,
             filter_dim=8,
             encoder_num_layers=2,
             decoder_num_layers=2,
-            hidden_dim=8,
-            intermediate_dim=16,
             encoder_num_heads=2,
             decoder_num_heads=2,
             feedforward_expansion_factor=2,
         ),
-        "Moonshine",
-        4,
         lengths=dict(encoder_input_values=3000, encoder_padding_mask=3000),
+        mask=moonshine_mask,
     ),
-    "OPTBackbone": Model(SHORT, "TransformerDecoder"),
+    "OPTBackbone": Model("TransformerDecoder"),
     "PARSeqBackbone": Model(
+        "ViTEncoderBlock",
+        2,
         dict(
             image_encoder=Nested(
                 "ViTBackbone",
-                dict(
-                    image_shape=(16, 16, 3),
-                    patch_size=4,
-                    num_layers=2,
-                    num_heads=2,
-                    hidden_dim=8,
-                    mlp_dim=16,
-                    use_class_token=False,
-                    name="image_encoder",
-                ),
+                dict(use_class_token=False, name="image_encoder"),
             ),
-            vocabulary_size=20,
             max_label_length=6,
             decoder_hidden_dim=8,
             num_decoder_layers=1,
             num_decoder_heads=2,
             decoder_mlp_dim=16,
-            dropout_rate=0.0,
-            attention_dropout=0.0,
         ),
-        "ViTEncoderBlock",
-        2,
-        "image_encoder/all",
+        ("image_encoder/all",),
     ),
     "PaliGemmaBackbone": Model(
-        GROUPED
-        | dict(
-            image_size=16,
-            head_dim=4,
+        "PaliGemmaDecoderBlock",
+        2,
+        dict(
             vit_patch_size=8,
             vit_num_heads=2,
             vit_hidden_dim=8,
             vit_num_layers=2,
             vit_intermediate_dim=16,
         ),
-        "PaliGemmaDecoderBlock",
     ),
-    "Phi3Backbone": Model(GROUPED, "Phi3Decoder"),
-    "Qwen2Backbone": Model(GROUPED, "QwenTransformerDecoder"),
-    "Qwen3Backbone": Model(
-        GROUPED | dict(head_dim=4), "Qwen3TransformerDecoder"
-    ),
-    "Qwen3MoeBackbone": Model(
-        GROUPED | EXPERTS | dict(head_dim=4, moe_intermediate_dim=8),
-        "Qwen3MoeTransformerDecoder",
-    ),
-    "Qwen3_5Backbone": Model(
-        GROUPED | LINEAR | dict(head_dim=8), "Qwen3_5TransformerDecoder"
-    ),
-    "Qwen3_5MoeBackbone": Model(
-        {k: v for k, v in GROUPED.items() if k != "intermediate_dim"}
-        | LINEAR
-        | EXPERTS
-        | dict(
-            head_dim=8,
-            moe_intermediate_dim=8,
-            shared_expert_intermediate_size=8,
-        ),
-        "Qwen3_5Moe",
-    ),
-    "QwenBackbone": Model(GROUPED, "QwenTransformerDecoder"),
-    "QwenMoeBackbone": Model(
-        GROUPED
-        | EXPERTS
-        | dict(moe_intermediate_dim=8, shared_expert_intermediate_dim=8),
-        "QwenMoeTransformerDecoder",
-    ),
+    "Phi3Backbone": Model("Phi3Decoder"),
+    "Qwen3Backbone": Model("Qwen3TransformerDecoder"),
+    "Qwen3MoeBackbone": Model("Qwen3MoeTransformerDecoder"),
+    "Qwen3_5Backbone": Model("Qwen3_5TransformerDecoder", 2, LINEAR),
+    "Qwen3_5MoeBackbone": Model("Qwen3_5MoeTransformerDecoder", 2, LINEAR),
+    "QwenBackbone": Model("QwenTransformerDecoder"),
+    "QwenMoeBackbone": Model("QwenMoeTransformerDecoder"),
     "RWKV7Backbone": Model(
-        dict(
-            vocabulary_size=20,
-            hidden_size=8,
-            num_layers=2,
-            head_size=4,
-            intermediate_dim=16,
-            gate_lora=4,
-            mv_lora=4,
-            aaa_lora=4,
-            decay_lora=4,
-        ),
         "RWKV7_Block",
+        2,
+        dict(hidden_size=8, gate_lora=4, mv_lora=4, aaa_lora=4, decay_lora=4),
         lengths=dict(token_ids=16, padding_mask=16),
     ),
-    "RQVAEBackbone": "of quantized vectors, which are no sequences",
-    "ResNetBackbone": Model(RESNET | dict(image_shape=(32, 32, 3)), number=0),
-    "RetinaNetBackbone": CONVOLUTIONS,
-    "RobertaBackbone": Model(SHORT, "TransformerEncoder"),
-    "RoformerV2Backbone": Model(
-        TEXT | dict(head_size=4), "RoformerV2Encoder"
+    "ResNetBackbone": Model("", 0, RESNET | dict(image_shape=LARGE)),
+    "RetinaNetBackbone": Model(
+        "",
+        0,
+        dict(
+            image_encoder=Nested("ResNetBackbone", RESNET),
+            min_level=3,
+            max_level=4,
+            use_p5=False,
+            image_shape=(64, 64, 3),
+        ),
     ),
-    "SAM3PromptableConceptBackbone": "a segmenter of several models in turn",
-    "SAMBackbone": "a segmenter of several models in turn",
+    "RobertaBackbone": Model("TransformerEncoder"),
+    "RoformerV2Backbone": Model("RoformerV2Encoder"),
+    "SAM3PromptableConceptBackbone": SEVERAL,
+    "SAMBackbone": Model(
+        "",
+        0,
+        dict(
+            image_encoder=Nested(
+                "ViTDetBackbone",
+                dict(
+                    hidden_size=8,
+                    global_attention_layer_indices=[1],
+                    num_output_channels=8,
+                    window_size=2,
+                    patch_size=16,
+                ),
+            ),
+            prompt_encoder=Nested(
+                "SAMPromptEncoder",
+                dict(
+                    hidden_size=8,
+                    image_embedding_size=(8, 8),
+                    input_image_size=(16, 16),
+                    mask_in_channels=16,
+                ),
+            ),
+            mask_decoder=Nested(
+                "SAMMaskDecoder",
+                dict(
+                    hidden_size=8,
+                    num_multimask_outputs=3,
+                    iou_head_depth=3,
+                    iou_head_hidden_dim=8,
+                ),
+            ),
+        ),
+        lengths=dict(masks=0),
+    ),
     "SegFormerBackbone": Model(
-        dict(projection_filters=8, image_encoder=Nested("MiTBackbone", MIT)),
         "HierarchicalTransformerEncoder",
         2,
-        [0, 1],
+        dict(projection_filters=8, image_encoder=Nested("MiTBackbone", MIT)),
+        ([0, 1],),
     ),
-    "SigLIPBackbone": Model(towers("SigLIP"), "SigLIPEncoderLayer", 2, TOWER),
-    "SmolLM3Backbone": Model(
-        dict(
-            vocabulary_size=20,
-            hidden_dim=8,
-            intermediate_dim=16,
-            num_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            attention_bias=False,
-            attention_dropout=0.0,
-            rope_layer_enabled_list=[True, True],
-            layer_types=["attention", "attention"],
-            mlp_bias=False,
-            layer_norm_epsilon=1e-5,
-            max_position_embeddings=16,
-            rope_theta=10000.0,
-            partial_rotary_factor=1.0,
-        ),
-        "SmolLM3DecoderLayer",
-    ),
-    "SmolLMBackbone": Model(GROUPED, "LlamaTransformerDecoder"),
-    "StableDiffusion3Backbone": "a diffusion model, of several models in turn",
+    "SigLIPBackbone": towers("SigLIP", "SigLIPEncoderLayer"),
+    "SmolLM3Backbone": Model("SmolLM3DecoderLayer", 2, SMOLLM),
+    "StableDiffusion3Backbone": SEVERAL,
     "SwinTransformerBackbone": Model(
+        "SwinTransformerBlock",
+        2,
         dict(
-            image_shape=(32, 32, 3),
+            image_shape=LARGE,
             embed_dim=8,
             depths=[2, 2],
             num_heads=[2, 2],
             window_size=4,
-            drop_path=0.0,
         ),
-        "SwinTransformerBlock",
-        2,
-        [0, 1],
+        ([0, 1],),
     ),
-    "T5Backbone": Model(TEXT, "T5TransformerLayer", 4),
+    "T5Backbone": Model("T5TransformerLayer", 4),
     "T5Gemma2Backbone": Model(
-        GEMMA_SIDES | dict(use_query_key_norm=True), "T5Gemma2", 4
+        "T5Gemma2EncoderLayer T5Gemma2DecoderLayer", 4, T5GEMMA
     ),
-    "T5GemmaBackbone": Model(GEMMA_SIDES, "T5Gemma", 4),
-    "VAEBackbone": "an autoencoder of images, without hidden states",
+    "T5GemmaBackbone": Model(
+        "T5GemmaEncoderLayer T5GemmaDecoderLayer", 4, T5GEMMA
+    ),
     "VGGBackbone": Model(
-        dict(
-            stackwise_num_repeats=[1, 1],
-            stackwise_num_filters=[8, 8],
-            image_shape=(16, 16, 3),
-        ),
-        number=0,
+        "",
+        0,
+        dict(stackwise_num_repeats=[1, 1], stackwise_num_filters=[8, 8]),
     ),
-    "ViTBackbone": Model(
-        {k: v for k, v in VIT.items() if k != "intermediate_dim"}
-        | dict(mlp_dim=16),
-        "ViTEncoderBlock",
-    ),
+    "ViTBackbone": Model("ViTEncoderBlock"),
     "ViTDetBackbone": Model(
+        "",
+        0,
         dict(
-            image_shape=(16, 16, 3),
             patch_size=2,
             hidden_size=8,
-            num_layers=2,
             global_attention_layer_indices=[1],
-            intermediate_dim=16,
-            num_heads=2,
             num_output_channels=2,
             window_size=2,
         ),
-        number=0,
     ),
     "VideoPrismBackbone": Model(
+        "VideoPrismEncoderBlock",
+        4,
         dict(
             num_frames=2,
-            patch_size=4,
-            hidden_dim=8,
-            intermediate_dim=16,
-            num_heads=2,
             num_spatial_layers=2,
             num_temporal_layers=2,
             num_auxiliary_layers=0,
             vocabulary_size=0,
-            num_text_layers=0,
             image_shape=(8, 8, 3),
         ),
-        "VideoPrismEncoderBlock",
-        4,
     ),
-    "WhisperBackbone": Model(
-        TEXT
-        | dict(max_encoder_sequence_length=6, max_decoder_sequence_length=6),
-        "Whisper",
-        4,
-    ),
-    "XLMRobertaBackbone": Model(SHORT, "TransformerEncoder"),
-    "XLNetBackbone": Model(TEXT, "XLNetEncoder"),
-    "XceptionBackbone": Model(
-        dict(
-            stackwise_conv_filters=[[8, 8], [16, 16]],
-            stackwise_pooling=[False, True],
-            image_shape=(32, 32, 3),
-        ),
-        number=0,
+    "WhisperBackbone": Model("WhisperEncoder WhisperDecoder", 4),
+    "XLMRobertaBackbone": Model("TransformerEncoder"),
+    "XLNetBackbone": Model("XLNetEncoder"),
+    "XceptionBackbone": convolutions(
+        stackwise_conv_filters=[[8, 8], [16, 16]],
+        stackwise_pooling=[False, True],
     ),
 }
 
 
 def build(name):
-    """A backbone with random weights."""
-    import keras
-    import keras_hub
-
-    def built(value):
-        if isinstance(value, Nested):
-            return getattr(keras_hub.models, value.kind)(**value.arguments)
-        return value
-
+    """A backbone with random weights, and without dropout."""
     keras.utils.set_random_seed(1)
-    arguments = MODELS[name].arguments
-    return getattr(keras_hub.models, name)(
-        **{key: built(value) for key, value in arguments.items()}
+    model = _built(Nested(name, MODELS[name].arguments))
+    for layer in all_layers(model):
+        if isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0  # MiT's cannot be given.
+    return model
+
+
+def _built(value):
+    if not isinstance(value, Nested):
+        return value
+    kind = getattr(keras_hub.models, value.kind, None) or getattr(
+        keras_hub.layers, value.kind
     )
+    names = inspect.signature(kind.__init__).parameters
+    sizes = {k: v for k, v in SIZES.items() if k in names}
+    zeros = {k: 0.0 for k in names if "drop" in k and "downsample" not in k}
+    arguments = sizes | zeros | value.arguments
+    return kind(**{k: _built(v) for k, v in arguments.items()})
