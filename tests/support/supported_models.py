@@ -228,7 +228,7 @@ def examine(model, entry):
     if cannot_save:
         assert attempt(is_plain, model, x, before)[1] == cannot_save
     return {
-        "Padding mask": ", ".join(dict.fromkeys(masks)),
+        "Padding mask": "; ".join(dict.fromkeys(masks)),
         "Same outputs": _word(all(is_same)),
         "NumPy's penalty": "yes"
         if abs(logged - expected) < 1e-4
