@@ -431,7 +431,7 @@ MODELS = {
         ),
     ),
     "RobertaBackbone": Model("TransformerEncoder"),
-    "RoformerV2Backbone": Model("RoformerV2Encoder"),
+    "RoformerV2Backbone": Model("RoformerV2Encoder", mask=ids_that_count),
     "SAM3PromptableConceptBackbone": SEVERAL,
     "SAMBackbone": Model(
         "",
