@@ -6,7 +6,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent / "_extensions")]
-MODELS = "supported_models.md"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras_istar  # noqa: E402
@@ -58,14 +57,3 @@ html_theme_options = {
     "show_prev_next": True,
     "footer_end": [],
 }
-
-
-def leave_out_missing_page(app, docname, source):
-    """Takes the page of models, which a command writes, out of the index."""
-    if docname == "index" and not (Path(app.srcdir) / MODELS).is_file():
-        source[0] = source[0].replace(f"\n{Path(MODELS).stem}\n", "\n")
-
-
-def setup(app):
-    """Connects what Sphinx calls."""
-    app.connect("source-read", leave_out_missing_page)

@@ -54,7 +54,7 @@ def _states(model, x):
     """Name -> the output of the layer, a cloud of tokens."""
     layers = [layer for layer in model.layers if layer.name != "head"][1:]
     probe = keras.Model(model.inputs, [layer.output for layer in layers])
-    outputs = probe.predict(x, verbose=0)
+    outputs = keras.tree.flatten(probe.predict(x, verbose=0))
     return {
         layer.name: output.reshape(-1, output.shape[-1])
         for layer, output in zip(layers, outputs, strict=True)
@@ -408,3 +408,34 @@ def test_sequential_model_that_is_not_built(function):
     model = keras.Sequential([keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="`model` must be built"):
         getattr(keras_istar, function)(model)
+
+
+class Twice(keras.Model):
+    """Computes its loss from another pass, in which Keras drops losses."""
+
+    def compute_loss(
+        self, x=None, y=None, y_pred=None, sample_weight=None, training=True
+    ):
+        return super().compute_loss(x, y, self(x), sample_weight, training)
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_a_loss_of_another_pass_keeps_the_penalty(x, run_eagerly):
+    plain = _plain_model()
+    model = Twice(plain.inputs, plain.outputs)
+    before = set(vars(model))
+    expected = oracle.penalty(_states(model, x)["encoder"], 1.0)
+    y = np.zeros((len(x), 6, 1))
+    model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=run_eagerly)
+    task = model.evaluate(x, y, verbose=0)
+    keras_istar.attach(model, "encoder", strength=1.0)
+    logs = model.fit(x, y, batch_size=len(x), verbose=0).history
+    assert logs["istar_penalty"][0] == pytest.approx(expected, abs=1e-5)
+    assert logs["loss"][0] == pytest.approx(task + expected, abs=1e-5)
+    evaluated = model.evaluate(x, y, verbose=0, return_dict=True)
+    assert evaluated == pytest.approx({"loss": task}, abs=1e-6)
+    keras_istar.detach(model)
+    assert not {"train_step", "compute_loss"} & (set(vars(model)) - before)
+    logs = model.fit(x, y, batch_size=len(x), verbose=0).history
+    assert list(logs) == ["loss"]
+    assert logs["loss"][0] == pytest.approx(task, abs=1e-6)

@@ -181,3 +181,13 @@ def test_description():
         "attached to 'tagger', hidden states:\n"
         "  a  (batch, ?, 8)  padding: Keras masks, if any"
     )
+
+
+def test_names_that_numbers_would_repeat():
+    """A layer called twice, beside one that has the name of its second call."""
+    shared = layers.Dense(5, name="encoder")
+    inputs = keras.Input((6, 5))
+    last = layers.Dense(5, name="encoder_1")(shared(shared(inputs)))
+    model = keras.Model(inputs, last)
+    layer = keras_istar.attach(model, ["encoder", "encoder_1"])
+    assert layer.state_names == ("encoder", "encoder_2", "encoder_1")

@@ -12,10 +12,13 @@ from composites import Composite
 from composites import Experts
 from composites import Listed
 from composites import Nested
+from composites import Scanned
+from composites import Streams
 from composites import TwoFeedForwards
 from composites import explicit_model_of
 from composites import model_of
 from private_keras import remat_modes
+from private_keras import snapshot
 
 import keras_istar
 
@@ -240,6 +243,31 @@ def test_blocks_that_training_skips_are_said(x):
     np.testing.assert_array_equal(model.predict(x, verbose=0), before)
     with pytest.raises(ValueError, match="'layer_2'"):
         _logged(model, x)
+
+
+def test_blocks_that_run_only_if_they_know_the_length(x):
+    inputs = keras.Input((None, 5))
+    states = [keras.layers.Dense(DIM, name="embedding")(inputs)]
+    blocks = [Scanned(name=f"block_{i}") for i in range(2)]
+    for block in blocks:
+        states.append(block(states[-1]))
+    model = keras.Model(inputs, keras.layers.Dense(1)(states[-1]))
+    first = blocks[0](model.get_layer("embedding")(x))
+    expected = _penalty([first, blocks[1](first)])
+    layer = keras_istar.attach(model, strength=1.0)
+    assert layer.state_names == ("layer_0", "layer_1")
+    logs = _logged(model, x)
+    assert logs["istar_penalty"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_stack_of_something_else_is_no_block(x):
+    model = model_of(Streams(name="streams"))
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="'streams' holds a stack of layers"):
+        keras_istar.attach(model)
+    assert snapshot(model) == before
+    layer = keras_istar.attach(model, "streams")
+    assert layer.state_names == ("streams",)
 
 
 def test_several_regularizers_and_measure_at_once(x):

@@ -72,7 +72,8 @@ def test_failures(monkeypatch, kind, place):
     except (Injected, ValueError):
         _assert_same(model, before)
     else:
-        assert number[0] == 0  # Not needed for this model.
+        # Not needed for this model, or tried again to look into a layer.
+        assert number[0] == 0 or kind == "composite"
         keras_istar.detach(model)
     monkeypatch.setattr(thing, name, function)
     # Nor does it stand in the way of another.

@@ -7,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 from private_keras import all_layers
+from private_keras import snapshot
 
 import keras_istar
 
@@ -118,6 +119,29 @@ def test_both_towers_are_attached_at_once(x, rng):
     ) == pytest.approx(sorted(expected), abs=1e-5)
     keras_istar.detach(model)
     assert list(_logged(model, data)) == ["loss"]
+
+
+def test_detaching_a_part_that_the_whole_was_attached_by(x):
+    """The whole is what it was, and trains without the penalty."""
+    model = _two_towers()
+    before = snapshot(model)
+    for name in ("query", "doc"):
+        keras_istar.attach(model, f"{name}/encoder")
+    keras_istar.detach(model.get_layer("query"))
+    keras_istar.detach(model.get_layer("doc"))
+    assert snapshot(model) == before
+
+
+def test_detaching_a_part_makes_the_whole_train_without_it(x):
+    model = _two_towers()
+    for name in ("query", "doc"):
+        keras_istar.attach(model, f"{name}/encoder")
+    assert len(_logged(model, [x, x])) == 5
+    y = np.zeros((8, 1))
+    for name, number in (("query", 3), ("doc", 1)):
+        keras_istar.detach(model.get_layer(name))
+        logs = model.fit([x, x], y, batch_size=8, verbose=0).history
+        assert len(logs) == number  # As many metrics for each, and the loss.
 
 
 def test_names_in_different_models():

@@ -94,6 +94,40 @@ def test_what_the_user_says(ids, name, length):
     assert layer.attachment.masks[0]
 
 
+def _measured(model, ids, layers):
+    report = keras_istar.measure(
+        model, {"token_ids": ids}, layers, measures=["mean_norm"], verbose=0
+    )
+    return report.rows[0].tokens
+
+
+def test_what_attach_was_told_also_holds_for_measure(ids):
+    """For states that it fits, as long as it is attached."""
+    model = _model(prefix=3)
+    embedding = next(
+        x for x in model.layers if isinstance(x, keras.layers.Embedding)
+    )
+    keras_istar.attach(model, embedding.name, mask={"token_ids": 0})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _measured(model, ids, embedding.name) == np.sum(ids != 0)
+    with pytest.warns(UserWarning, match="padding"):
+        assert _measured(model, ids, "encoder") == ids.size + 3 * len(ids)
+    keras_istar.detach(model)
+    with pytest.warns(UserWarning, match="padding"):
+        assert _measured(model, ids, embedding.name) == ids.size
+
+
+def test_all_tokens_count_for_measure_if_they_do_for_attach(ids):
+    model = _model(mask_name="padding_mask")
+    keras_istar.attach(model, "encoder", mask=False)
+    x = {"token_ids": ids, "padding_mask": (ids != 0).astype("int32")}
+    report = keras_istar.measure(
+        model, x, "encoder", measures=["mean_norm"], verbose=0
+    )
+    assert report.rows[0].tokens == ids.size
+
+
 def test_the_user_is_asked():
     with pytest.warns(UserWarning) as said:
         layer = keras_istar.attach(_model(), "encoder", strength=-1.0)

@@ -14,10 +14,12 @@ from keras_istar._src.compat import keras_graph
 
 # What keras_graph relies on. Keras documents none of it.
 LAYER = """_layers _losses _inbound_nodes _outbound_nodes _remat_mode _tracker
-    _flatten_layers _get_call_context _call_context_args"""
+    _flatten_layers _get_call_context _call_context_args
+    _called"""
 MODEL = """_inputs _outputs _inputs_struct _outputs_struct _nodes
     _nodes_by_depth _operations _operations_by_depth
-    train_function test_function predict_function"""
+    train_function test_function predict_function
+    _aggregate_additional_loss"""
 NODE = "operation arguments input_tensors outputs is_input"
 MODULES = {
     "keras.src.backend": """compute_output_spec get_keras_mask

@@ -234,8 +234,8 @@ def test_log_names():
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"strength": None}, "`strength` must be a real number. Received: "
-         "strength=None"),
+        ({"strength": "1"}, "`strength` must be a real number. Received: "
+         "strength='1'"),
         ({"strength": True}, "`strength` must be a real number. Received: "
          "strength=True"),
         ({"strength": np.inf}, "`strength` must be a finite number. "

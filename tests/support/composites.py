@@ -236,3 +236,39 @@ def explicit_model_of(model, kind):
         x = block(x)
     outputs = model.get_layer("head")(composite.norm(x))
     return keras.Model(model.inputs, outputs)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scanned(Block):
+    """A block that runs only if it knows how many tokens there are."""
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def call(self, x):
+        tokens = [x[:, i] / (i + 1) for i in range(x.shape[1])]
+        return super().call(ops.stack(tokens, axis=1))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Stream(Block):
+    """A block of several streams `(2, batch, length, dim)`."""
+
+
+@keras.saving.register_keras_serializable("tests")
+class Streams(Composite):
+    """Blocks between layers that make several streams of one, and one again."""
+
+    def make_parts(self):
+        self.blocks = [Stream(name=f"part_{i}") for i in range(2)]
+
+    def build(self, input_shape):
+        for block in self.blocks:
+            block.build((2, *input_shape))
+        self.norm.build(input_shape)
+
+    def call(self, x):
+        x = ops.stack([x, 2.0 * x])
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[0])

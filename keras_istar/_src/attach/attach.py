@@ -65,7 +65,7 @@ def attach(
     Padding is left out: by the model's input `padding_mask` (an encoder-decoder
     has one for each side), by the mask that a block is given, or by Keras
     masks, if as long as the states. Where token ids come without any, a warning
-    asks for `mask`.
+    asks for `mask`; what it says also holds for `measure` while attached.
 
     Attach to the model that you `fit`: its traced functions are dropped, so
     that it works after a first `fit` as well as before. Attaching to a part of
@@ -235,6 +235,7 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
         "state_names": states.names,
         "owner_name": states.owner.name,
         "attachment": states.attachment._replace(pooling=pooling),
+        "mask_argument": mask,
     }
     for key, value in told.items():
         undo.callback(
@@ -390,13 +391,27 @@ def detach(model: keras.Model, fold: bool = False) -> None:
             )
         if fold:
             _fold(model)
+        trained = {id(model): model}
         for nested, name in regularizers:
+            layer = keras_graph.attached_layers(nested)[name]
+            trained |= {id(x): x for x in layer.joined_models()}
             keras_graph.detach_layer(nested, name)
         if is_normalized:
             keras_graph.remove_inserted_layer(model)
-        for nested in keras_graph.nested_models(model):
-            jax_trainer.unhook(nested)
-        keras_graph.forget_traces(model)
+        for outer in trained.values():
+            _unhook(outer)
+            keras_graph.forget_traces(outer)
+
+
+def _unhook(model):
+    """Undoes the hooks of a model and those in it, if nothing needs them."""
+    if not keras_graph.is_functional(model):
+        return
+    models = list(keras_graph.nested_models(model))
+    if _regularizers(model) or any(map(keras_graph.inserted_layer, models)):
+        return
+    for nested in models:
+        jax_trainer.unhook(nested)
 
 
 def _fold(model):

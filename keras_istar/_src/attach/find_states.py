@@ -1,5 +1,6 @@
 """Which hidden states of a model: blocks, names, widths, padding masks."""
 
+import contextlib
 import logging
 import warnings
 from collections.abc import Sequence
@@ -91,16 +92,19 @@ def find_states(
     _check_widths(names, chosen, states)
     owner = _owner_of([c.scope for c in chosen])
     paddings = {id(c.scope): Padding(c.scope, mask) for c in chosen}
+    said = [] if mask is not None else _masks_said(owner.model)
+    uses_keras_masks = True
     masks = []
     words = []
     lacking = []
     for name, c, state in zip(names, chosen, states, strict=True):
-        padding = paddings[id(c.scope)]
+        padding = _said_before(c, state, said) or paddings[id(c.scope)]
+        uses_keras_masks &= padding.mask is not False
         source = padding.source_for(c.call, state)
         lacks = source is None and padding.lacks_mask(c.call, state)
         if lacks:
             lacking.append(name)
-        words.append(_words_of(source, mask, lacks))
+        words.append(_words_of(source, padding.mask, lacks))
         masks.append(_lifted(source, c.scope, owner))
     if lacking:
         _warn_of_padding(owner, lacking)
@@ -112,7 +116,7 @@ def find_states(
         names,
         _tensors(root, chosen, owner),
         masks,
-        mask is None,
+        uses_keras_masks,
         Attachment(
             owner.model.name,
             names,
@@ -121,6 +125,25 @@ def find_states(
             tuple(left_out),
         ),
     )
+
+
+def _masks_said(model):
+    """What layers that are attached to `model` were told to be padding."""
+    masks = [
+        getattr(layer, "mask_argument", None)
+        for layer in keras_graph.attached_layers(model).values()
+    ]
+    return [mask for mask in masks if mask is not None]
+
+
+def _said_before(chosen, state, masks):
+    """The padding by the first of the masks that fits a state, or None."""
+    for mask in masks:
+        with contextlib.suppress(ValueError):
+            padding = Padding(chosen.scope, mask)
+            padding.source_for(chosen.call, state)
+            return padding
+    return None
 
 
 def check_functional(model: keras.Model) -> None:
@@ -324,8 +347,7 @@ def _check_seen(scope):
         if call.problem is not None:
             raise ValueError(
                 f"`layers` cannot choose blocks, for {call.layer.name!r} "
-                "could not be looked into: it may hold some. Choose layers by "
-                f"name: {_names_in(scope)}. It raised {call.problem:.300}"
+                f"{call.problem}. Choose layers by name: {_names_in(scope)}"
             )
 
 
@@ -460,10 +482,14 @@ def _width_hint(chosen):
 
 
 def _unique(names):
+    """Names made unique by numbers."""
     unique: list[str] = []
     for name in names:
-        again = names[: len(unique)].count(name)
-        unique.append(f"{name}_{again}" if again else name)
+        number, new = 0, name
+        while new in unique or (number and new in names):
+            number += 1
+            new = f"{name}_{number}"
+        unique.append(new)
     return tuple(unique)
 
 

@@ -51,11 +51,14 @@ class Padding:
     Args:
         scope: The call of the model in whose graph the states are.
         mask: What the user says.
+
+    Attributes:
+        mask: The same.
     """
 
     def __init__(self, scope: Scope, mask: Mask):
         self._scope = scope
-        self._mask = mask
+        self.mask = mask
         self._shapes: dict[int, Any] = {}
         self._chosen = None
         if mask is not None and mask is not False:
@@ -67,7 +70,7 @@ class Padding:
         Raises:
             ValueError: If the mask that was asked for does not fit.
         """
-        if self._mask is False:
+        if self.mask is False:
             return None
         if self._chosen is not None:
             if not self._fits(self._chosen, call, state):
@@ -85,7 +88,7 @@ class Padding:
 
     def lacks_mask(self, call: Call, state: Any) -> bool:
         """Whether token ids become `state`, and nothing tells padding."""
-        if self._mask is False or keras_graph.keras_mask(state) is not None:
+        if self.mask is False or keras_graph.keras_mask(state) is not None:
             return False
         # What a composite layer does with a mask shows when it runs.
         if call.is_inner and any(

@@ -6,6 +6,7 @@ have a composite layer call them all, and that layer looks like a block, too.
 It is a stack if blocks of one class follow each other inside of it.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,10 @@ import keras
 
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.compat.keras_calls import InnerCall
+
+# To try where the model says none: short for texts, long for sounds, which are
+# sampled down.
+_LENGTHS = (16, 6, 1536)
 
 _ATTENTION = (
     keras.layers.AdditiveAttention,
@@ -35,7 +40,7 @@ class Call:
         inputs: Symbolic inputs of the node.
         outputs: Symbolic outputs of the layer, flattened.
         is_block: Whether it is one of the blocks of the scope.
-        problem: Why the inside of a composite layer could not be seen.
+        problem: Why a composite layer may be no block, and have none to take.
     """
 
     layer: keras.layers.Layer
@@ -121,7 +126,7 @@ def _read(model, node, around, known):
             nested = _read(layer, node, scope, known)
             inner, problem = [], None
         else:
-            inner, problem = _inner_blocks(node, known)
+            inner, problem = _inner_blocks(model, node, known)
         has_blocks = inner or (
             nested is not None
             and any(c.is_block for _, c in nested.everything())
@@ -147,20 +152,27 @@ def _looks_like_block(layer, inputs, outputs):
 
 
 def _maps_states(layer, input_shapes, output_shapes):
+    return len(output_shapes[0]) == 3 and _keeps_shape(
+        layer, input_shapes, output_shapes
+    )
+
+
+def _keeps_shape(layer, input_shapes, output_shapes):
     return (
-        len(output_shapes[0]) == 3
-        and output_shapes[0] in input_shapes
+        output_shapes[0] in input_shapes
         and keras_graph.is_composite(layer)
         and not isinstance(layer, _ATTENTION)
     )
 
 
-def _inner_blocks(node, known):
+def _inner_blocks(model, node, known):
     """Calls of the blocks inside of a composite layer, and what kept from it.
 
     Args:
-        node: Node of any layer.
-        known: Kinds of layers that were found to have none, added to.
+        model: Model with a graph.
+        node: Node of any layer in that graph.
+        known: Kinds of layers that were found to have none -> the second value
+            returned, added to.
     """
     layer = node.operation
     parts = keras_graph.parts_of(layer)
@@ -170,19 +182,39 @@ def _inner_blocks(node, known):
         for part in parts
     )
     if not may_have_blocks or kind in known:
-        return [], None
+        return [], known.get(kind)
     try:
-        calls, given, returned = keras_graph.inner_calls(node)
+        calls, given, returned = _calls_inside(model, node)
+        members = _stack(layer, calls, None, given, returned)
+        if members:
+            return _calls_of(node, calls, members), None
+        known[kind] = None
+        if _looks_like_block(layer, node.input_tensors, node.outputs):
+            known[kind] = _other_stack(layer, calls)
     except Exception as e:  # Of the layer, which could be any.
-        return [], f"{type(e).__name__}: {e}"
-    members = _stack(layer, calls, None, given, returned)
-    if not members:
-        known[kind] = True
-        return [], None
+        known[kind] = (
+            "could not be looked into: it may hold some. It raised "
+            f"{type(e).__name__}: {e!s:.300}"
+        )
+    return [], known[kind]
+
+
+def _calls_inside(model, node):
+    """What `keras_graph.inner_calls` returns.
+
+    Some layers run only if they know the shapes of what they are given,
+    although Keras need not know them to build a model.
+    """
     try:
-        return _calls_of(node, calls, members), None
-    except Exception as e:
-        return [], f"{type(e).__name__}: {e}"
+        return keras_graph.inner_calls(node)
+    except Exception:  # Of the layer, which could be any.
+        for length in _LENGTHS:
+            with contextlib.suppress(Exception):
+                names = [x.name for x in keras_graph.inputs_of(model)]
+                length_of = dict.fromkeys(names, length).__getitem__
+                shapes = keras_graph.shapes_at(model, length_of, batch=2)
+                return keras_graph.inner_calls(node, shapes)
+        raise
 
 
 def _calls_of(node, calls, members):
@@ -251,6 +283,31 @@ def _stack(layer, calls, parent, given, returned):
             ):
                 found.append(i)
     return found
+
+
+def _other_stack(layer, calls):
+    """Says if `layer` holds a stack of what are no blocks, else None.
+
+    Gemma 3n, for one, has blocks of several streams `(4, batch, length, dim)`.
+    """
+    lists = keras_graph.lists_of(layer)
+    kept = [
+        i
+        for i, call in enumerate(calls)
+        if call.parent is None
+        and len(call.output_shapes[0]) > 3
+        and _keeps_shape(call.layer, call.input_shapes, call.output_shapes)
+    ]
+    for i, j in zip(kept, kept[1:], strict=False):
+        a, b = calls[i].layer, calls[j].layer
+        is_listed = any(_holds(x, a) and _holds(x, b) for x in lists)
+        if is_listed and _follow(calls, i, j, lists):
+            shape = calls[i].output_shapes[0]
+            return (
+                f"holds a stack of layers that return {shape}, which is no "
+                "hidden state `(batch, length, dim)`"
+            )
+    return None
 
 
 def _follow(calls: list[InnerCall], first: int, second: int, lists) -> bool:

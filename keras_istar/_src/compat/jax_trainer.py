@@ -1,4 +1,4 @@
-"""Train steps on JAX: what layers log, and what Keras would lose there.
+"""Train steps: what layers log on JAX, and which penalties Keras would lose.
 
 Keras runs the forward pass of a train step on JAX without the state of
 metrics, so a layer cannot log from its call
@@ -6,6 +6,10 @@ metrics, so a layer cannot log from its call
 called twice it keeps the last loss alone. A model that is hooked here hands
 both over to `compute_loss`, which runs in the same trace. Remove when Keras
 gives the forward pass on JAX the state of metrics and keeps all losses.
+
+On any backend, a `compute_loss` that calls the model once more, as that of
+KerasHub's SigLIP does, makes Keras forget the losses of the forward pass. So
+models are also hooked that have a `compute_loss` of their own.
 """
 
 import contextlib
@@ -28,13 +32,13 @@ class Call(NamedTuple):
     """One call of a layer within a train step.
 
     Attributes:
-        log: Function that updates metrics. It is told whether this is the
-            first call of the layer in a step.
+        log: Function that updates metrics, if they have not been. It is told
+            whether this is the first call of the layer in a step.
         metric: One of these metrics.
         penalty: What the layer has added to the loss, if anything.
     """
 
-    log: Callable[[bool], None]
+    log: Callable[[bool], None] | None
     metric: keras.metrics.Metric
     penalty: Tensor | None
 
@@ -45,11 +49,13 @@ class TrainStep:
     Attributes:
         model: The model.
         calls: Calls of layers that `compute_loss` has not seen yet.
+        metrics: `id` of the metrics of all calls.
     """
 
     def __init__(self, model: keras.Model):
         self.model = model
         self.calls: list[Call] = []
+        self.metrics: set[int] = set()
 
 
 _step: contextvars.ContextVar[TrainStep | None] = contextvars.ContextVar(
@@ -85,14 +91,22 @@ def log_call(
     Returns:
         Whether the penalty will be in the loss for sure.
     """
+    step = current_step()
     if not is_needed():
         log(is_first_call)
-        return True
-    step = current_step()
-    if step is None:
+    elif step is None:
         return False
-    step.calls.append(Call(log, metric, penalty))
+    if step is not None:
+        later = log if is_needed() else None
+        step.calls.append(Call(later, metric, penalty))
+        step.metrics.add(id(metric))
     return True
+
+
+def has_logged(metric: keras.metrics.Metric) -> bool:
+    """Whether the train step that calls this has logged a metric already."""
+    step = current_step()
+    return step is not None and id(metric) in step.metrics
 
 
 def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer | None:
@@ -104,8 +118,9 @@ def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer | None:
 
 
 def hook(model: keras.Model) -> None:
-    """Makes train steps of `model` see the calls of our layers, on JAX."""
-    if not is_needed() or is_hooked(model):
+    """Makes train steps of `model` see the calls of our layers, if needed."""
+    is_own = keras_graph.has_own_compute_loss(model)
+    if not (is_needed() or is_own) or is_hooked(model):
         return
     train_step, compute_loss = model.train_step, model.compute_loss
     reference = weakref.ref(model)
@@ -169,7 +184,9 @@ def _finish(step, loss):
     logged = set()
     for call in calls:
         if call.penalty is not None and id(call.penalty) not in entered:
-            loss = loss + call.penalty
+            loss = loss + keras_graph.additional_loss(step.model, call.penalty)
+        if call.log is None:
+            continue
         if keras_graph.has_state(call.metric.variables[0]):
             call.log(id(call.metric) not in logged)
             logged.add(id(call.metric))

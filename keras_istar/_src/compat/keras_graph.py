@@ -198,7 +198,9 @@ def _flat_with_path(struct, path=()):
 
 
 def shapes_at(
-    model: keras.Model, length_of: Callable[[str], int]
+    model: keras.Model,
+    length_of: Callable[[str], int],
+    batch: int | None = None,
 ) -> dict[int, keras.KerasTensor]:
     """Symbolic tensors of the graph of `model`, had its inputs other lengths.
 
@@ -206,6 +208,9 @@ def shapes_at(
         model: Model with a graph.
         length_of: Function of the name of an input that returns the length to
             take wherever the input does not say one.
+        batch: Number of examples. Layers are called then, rather than asked
+            for the shapes of their outputs: some run only if they know all
+            shapes, and some tell wrong ones.
 
     Returns:
         `id` of a tensor -> one that tells its shape. Tensors are left out that
@@ -214,7 +219,7 @@ def shapes_at(
     shapes = {}
     for x in inputs_of(model):
         shape = [
-            length_of(x.name) if size is None and axis else size
+            (length_of(x.name) if axis else batch) if size is None else size
             for axis, size in enumerate(x.shape)
         ]
         shapes[id(x)] = keras.KerasTensor(shape, x.dtype)
@@ -222,7 +227,15 @@ def shapes_at(
         if all(id(x) in shapes for x in node.input_tensors):
             args, kwargs = node.arguments.fill_in(shapes)
             with contextlib.suppress(Exception):
-                outputs = node.operation.compute_output_spec(*args, **kwargs)
+                if batch is None:
+                    outputs = node.operation.compute_output_spec(
+                        *args, **kwargs
+                    )
+                else:
+                    with _not_called(node.operation):
+                        outputs = compute_output_spec(
+                            node.operation, *args, **kwargs
+                        )
                 outputs = keras.tree.flatten(outputs)
                 for x, output in zip(node.outputs, outputs, strict=True):
                     shapes[id(x)] = output
@@ -234,13 +247,20 @@ def spec_of(function: Callable[..., Any], *args: Any) -> Any:
     return compute_output_spec(function, *args)
 
 
-def _spec_of_call(function, node):
-    """What `function` would return of the arguments of a node."""
+def _spec_of_call(function, node, shapes=None):
+    """What `function` would return of the arguments of a node.
+
+    Args:
+        function: Any function.
+        node: Node of the graph of a model.
+        shapes: What `shapes_at` returns, to know all shapes.
+    """
 
     def dense(x):
         if not isinstance(x, keras.KerasTensor):
             return x
-        return keras.KerasTensor(x.shape, x.dtype, name=x.name)
+        shape = x.shape if shapes is None else shapes[id(x)].shape
+        return keras.KerasTensor(shape, x.dtype, name=x.name)
 
     # Keras takes the product of a symbolic tensor and a TensorFlow one for
     # sparse. Remove when `keras.ops.multiply(keras.Input((2,)), tf.ones(2))`
@@ -248,7 +268,21 @@ def _spec_of_call(function, node):
     args, kwargs = keras.tree.map_structure(
         dense, (node.arguments.args, node.arguments.kwargs)
     )
-    return compute_output_spec(function, *args, **kwargs)
+    with _not_called(node.operation):
+        return compute_output_spec(function, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _not_called(operation):
+    """Layers that are called in this scope do not remember that they were."""
+    is_layer = isinstance(operation, keras.layers.Layer)
+    parts = operation._flatten_layers() if is_layer else []
+    called = [part._called for part in parts]
+    try:
+        yield
+    finally:
+        for part, value in zip(parts, called, strict=True):
+            part._called = value
 
 
 def is_composite(layer: keras.layers.Layer) -> bool:
@@ -283,11 +317,15 @@ def is_in_use(layer: keras.layers.Layer) -> bool:
     )
 
 
-def inner_calls(node: Any) -> tuple[list[InnerCall], list, tuple]:
+def inner_calls(
+    node: Any, shapes: dict[int, keras.KerasTensor] | None = None
+) -> tuple[list[InnerCall], list, tuple]:
     """The calls of layers inside of a node's layer.
 
     Args:
         node: Node of a composite layer.
+        shapes: What `shapes_at` returns, for layers that run only if they know
+            the shapes of what they are given.
 
     Returns:
         A tuple of the calls, in the order in which they begin; the sources of
@@ -314,7 +352,7 @@ def inner_calls(node: Any) -> tuple[list[InnerCall], list, tuple]:
             undo.callback(_suspend(part))
         for part in parts:
             undo.callback(tap(part, _is_recomputed))
-        _spec_of_call(run, node)
+        _spec_of_call(run, node, shapes)
     calls, given, returned = found
     return calls, given, returned
 
@@ -750,6 +788,17 @@ def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:
             losses = make_list()
             losses.extend(part._losses)
             part._losses = losses
+
+
+def has_own_compute_loss(model: keras.Model) -> bool:
+    """Whether `model` computes its loss in another way than Keras."""
+    function = getattr(model.compute_loss, "__func__", None)
+    return function is not keras.Model.compute_loss
+
+
+def additional_loss(model: keras.Model, loss: Tensor) -> Tensor:
+    """A loss as Keras adds it to the loss of a step, scaled for replicas."""
+    return model._aggregate_additional_loss(loss)
 
 
 def skip_build(model: keras.Model) -> None:

@@ -263,8 +263,11 @@ class HiddenStateRegularization(keras.layers.Layer):
 
     def rest(self) -> None:
         """Says that the pass at hand logs nothing, unless it trains."""
-        for mean in self._means.values():
-            mean.is_training = False
+        means = list(self._means.values())
+        # A train step may run the model once more, in inference.
+        if not jax_trainer.has_logged(means[0]):
+            for mean in means:
+                mean.is_training = False
 
     def _add_penalty(self, states, masks):
         model = jax_trainer.calling_model(self)
@@ -377,6 +380,11 @@ class HiddenStateRegularization(keras.layers.Layer):
         """Makes the layer log quantities of these names."""
         for name in names:
             self._means[name] = TrainingMean(self.log_name(name))
+
+    # Keras looks for weights in what properties return, so it is none.
+    def joined_models(self) -> list[keras.Model]:
+        """Models that `join` was told of."""
+        return list(self._models)
 
     @property
     def default_name(self) -> str:
