@@ -49,37 +49,35 @@ from finetuning.command_line import option  # noqa: E402
 
 _METHODS = """
 none,seeds=5
-target:0.5x,strength=100,seeds=3
-target:1x,strength=100,seeds=3
-target:0.5x,strength=100,of=layers,seeds=3
-target:0.75x,strength=100,seeds=3
+target:0.5x,strength=100,error=running,seeds=3
+target:1x,strength=100,error=running,seeds=3
+target:0.75x,strength=100,error=running,seeds=3
+target:0.5x,strength=100,of=layers,error=running,seeds=3
 plain:-0.1,seeds=3
 plain:-0.03,seeds=3
-target:0.5x,strength=100,error=running
-target:0.3,strength=20
-target:0.3,strength=100,error=running
-target:0.1,strength=100
-plain:-1
-target:1x,strength=100,of=layers,seeds=3
-target:0.5x,strength=20,seeds=3
-target:0.5x,strength=100,ramp=0.5,seeds=3
-plain:-0.01,seeds=3
-target:0.3,strength=5
-target:0.3,strength=100
-target:0.3,strength=400
-target:0.3,strength=20,error=running
-target:0.3,strength=100,error=running,at=inference
-target:0.5x,strength=5
-target:0.5x,strength=400
-target:0.5x,strength=20,error=running
 target:0.5x,strength=400,error=running
-target:0.5x,strength=100,error=running,momentum=0.9
-target:0.5x,strength=100,of=layers,error=running
-target:0.5x,strength=100,of=centered
+target:0.5x,strength=100
+target:0.3,strength=100,error=running
+target:0.1,strength=100,error=running
+plain:-1
+target:1x,strength=100,of=layers,error=running,seeds=3
+target:0.5x,strength=20,error=running,seeds=3
+target:0.75x,strength=20,error=running,seeds=3
+target:0.5x,strength=100,error=running,ramp=0.5,seeds=3
+target:0.3,strength=100,error=running,at=inference
 target:0.1,strength=100,error=running,at=inference
-target:0.3,strength=100,shrinkage=0.5
-plain:0.01
+target:0.3,strength=20,error=running
+target:0.3,strength=400,error=running
+target:0.3,strength=100
+target:0.5x,strength=5,error=running
+target:0.5x,strength=1000,error=running
+target:0.5x,strength=100,error=running,momentum=0.99
+target:0.5x,strength=100,of=centered,error=running
+target:0.5x,strength=400,of=layers,error=running
+target:0.3,strength=100,of=layers,error=running
+plain:-0.01
 plain:0.1
+plain:0.5
 """
 _BATCH_SIZE = 32
 _HEAD_STEPS = 500
@@ -128,7 +126,7 @@ class Method:
     at: str = "dropout"
     ramp: float = 0.0
     shrinkage: float = 0.2
-    momentum: float = 0.99
+    momentum: float = 0.9
     seeds: int = 1
 
     def __str__(self):
