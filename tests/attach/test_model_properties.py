@@ -107,7 +107,7 @@ def test_only_a_covariance_becomes_the_shrinkage_covariance(cloud, a, fault):
     points, _ = cloud
     dim = points.shape[-1]
     covariance = oracle.covariance(points.reshape(-1, dim)).astype("float32")
-    layer = keras_istar.IStarRegularization()
+    layer = keras_istar.IStarRegularization(strength=-1.0)
     layer.build((None, None, dim))
     layer.set_shrinkage_covariance(covariance)
     np.testing.assert_array_equal(layer.shrinkage_covariance, covariance)

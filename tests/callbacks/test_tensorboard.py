@@ -13,7 +13,7 @@ from workers.launch import run_worker
 from workers.launch import run_workers
 
 import keras_istar
-from keras_istar._src.callbacks import istar_callback
+from keras_istar._src.callbacks import monitor
 from keras_istar._src.measure import plots
 from keras_istar._src.measure.streaming_pass import StatesPass
 
@@ -23,7 +23,12 @@ event_accumulator = pytest.importorskip(
 tensor_util = pytest.importorskip("tensorboard.util.tensor_util")
 pytest.importorskip("tensorflow")
 
-SCORES = ["isoscore_union", "isoscore_lower", "isoscore_upper"]
+SCORES = [
+    "isoscore_union",
+    "isoscore_lower",
+    "isoscore_upper",
+    "between_layers",
+]
 SPECTRA = ["spectrum_union", "spectrum_lower", "spectrum_upper"]
 NUMBERS = ["strength", "shrinkage"]
 
@@ -444,7 +449,7 @@ def test_without_tensorboard(data, folder, monkeypatch, missing):
 
 
 def test_only_the_chief_writes(data, folder, monkeypatch):
-    monkeypatch.setattr(istar_callback, "is_chief", lambda model: False)
+    monkeypatch.setattr(monitor, "is_chief", lambda model: False)
     model, _ = _model()
     history = _fit(model, data, [_callback(data, log_dir=folder)])
     assert len(history["isoscore_union"]) == 1

@@ -82,7 +82,7 @@ def test_masked_tokens_do_not_count(rng, masked):
         "one each": [mask.astype("int32") for mask in masks],
         "some none": [masks[0], None, masks[2]],
     }[masked]
-    layer = keras_istar.IStarRegularization()
+    layer = keras_istar.IStarRegularization(strength=-1.0)
     assert _penalty(layer, states, mask=argument) == pytest.approx(
         oracle.penalty(oracle.unmasked(states, masks)), abs=1e-5
     )
@@ -91,7 +91,7 @@ def test_masked_tokens_do_not_count(rng, masked):
 def test_keras_masks_count_and_are_kept(rng):
     tokens = rng.integers(0, 3, size=SHAPE[:2])
     embedded = keras.layers.Embedding(3, 5, mask_zero=True)(tokens)
-    layer = keras_istar.IStarRegularization()
+    layer = keras_istar.IStarRegularization(strength=-1.0)
     output = layer(embedded, training=True)
     mask = keras_graph.keras_mask(output)
     np.testing.assert_array_equal(mask, tokens != 0)
@@ -105,7 +105,7 @@ def test_keras_masks_pass_through_a_functional_model(rng):
     tokens = rng.integers(0, 3, size=(8, 6))
     inputs = keras.Input((6,), dtype="int32")
     embedded = keras.layers.Embedding(3, 5, mask_zero=True)(inputs)
-    regularized = keras_istar.IStarRegularization()(embedded)
+    regularized = keras_istar.IStarRegularization(strength=-1.0)(embedded)
     pooled = keras.layers.GlobalAveragePooling1D()
     model = keras.Model(inputs, [embedded, pooled(regularized)])
     states, means = model.predict(tokens, verbose=0)
@@ -126,7 +126,7 @@ def test_inference_is_the_identity_and_adds_nothing(rng, training):
 def test_task_gradient_passes_unchanged(rng, gradient):
     (states,) = _states(rng)
     weights = rng.normal(size=SHAPE).astype("float32")
-    layer = keras_istar.IStarRegularization()
+    layer = keras_istar.IStarRegularization(strength=-1.0)
     task = gradient(
         lambda x: ops.sum(layer(x, training=True) * weights), states
     )
@@ -213,7 +213,7 @@ def test_no_token_is_no_error(rng):
 
 def test_settings_may_be_assigned(rng):
     (states,) = _states(rng)
-    layer = keras_istar.IStarRegularization()
+    layer = keras_istar.IStarRegularization(strength=-1.0)
     layer.strength, layer.shrinkage = 2.0, 0.5
     layer.build(SHAPE)
     layer.strength = 3.0
@@ -225,7 +225,7 @@ def test_settings_may_be_assigned(rng):
 
 
 def test_log_names():
-    default = keras_istar.IStarRegularization()
+    default = keras_istar.IStarRegularization(strength=-1.0)
     assert default.log_name("isoscore") == "isoscore"
     named = keras_istar.IStarRegularization(name="upper")
     assert named.log_name("isoscore") == "upper_isoscore"
@@ -279,7 +279,7 @@ def test_refused_settings_change_nothing():
 def test_call_errors(shapes, mask_shape, message):
     mask = None if mask_shape is None else np.ones(mask_shape)
     with pytest.raises(ValueError) as error:
-        keras_istar.IStarRegularization()(
+        keras_istar.IStarRegularization(strength=-1.0)(
             [np.ones(shape, "float32") for shape in shapes], mask=mask
         )
     assert message in str(error.value)
@@ -292,7 +292,7 @@ def test_numbers_are_seen_by_help():
 
 def test_wrong_number_of_masks(rng):
     with pytest.raises(ValueError) as error:
-        keras_istar.IStarRegularization()(
+        keras_istar.IStarRegularization(strength=-1.0)(
             _states(rng, 3), mask=[np.ones(SHAPE[:2])] * 2
         )
     assert (

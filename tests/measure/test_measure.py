@@ -416,5 +416,5 @@ def test_subclassed_model_without_or_with_other_regularizers(rng):
     x = rng.normal(size=(16, 5, 3)).astype("float32")
     with pytest.raises(ValueError, match=r"\['mine'\]"):
         keras_istar.measure(Subclassed(), x, "other", verbose=0)
-    with pytest.raises(ValueError, match="`mask` must be None"):
+    with pytest.raises(ValueError, match="`mask` and `pooling` must be None"):
         keras_istar.measure(Subclassed(), x, mask=False, verbose=0)

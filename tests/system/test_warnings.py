@@ -116,7 +116,7 @@ SCRIPTS = {
         metric.update_state(None, points)
         metric.result()
         inputs = keras.Input((6, 4))
-        hidden = keras_istar.IStarRegularization()(
+        hidden = keras_istar.IStarRegularization(strength=-1.0)(
             keras.layers.Dense(5)(inputs)
         )
         pooled = keras.layers.GlobalAveragePooling1D()(hidden)

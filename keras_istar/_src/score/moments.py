@@ -155,7 +155,11 @@ def token_moments(
 
 
 def union_moments(
-    states: list[Tensor], masks: list[Tensor | None], *, train: bool = True
+    states: list[Tensor],
+    masks: list[Tensor | None],
+    *,
+    train: bool = True,
+    centered: bool = False,
 ) -> Moments:
     """Moments of the unmasked tokens of several states, as one cloud.
 
@@ -171,6 +175,7 @@ def union_moments(
         states: Float tensors of shape `(..., dim)`.
         masks: For each state, None or a tensor of its shape without `dim`.
         train: How to differentiate, see `sums_about`.
+        centered: Whether each state's mean is taken off its tokens first.
 
     Returns:
         `Moments` of all their tokens.
@@ -187,7 +192,10 @@ def union_moments(
     # rounding error of a center, so nothing cancels.
     scaled = ops.sqrt(counts)[:, None] * offsets
     correction = matmul(ops.transpose(scaled), scaled)
-    return merge(counts, centers, offsets, products - correction)
+    within = products - correction
+    if centered:
+        return _without_means(counts, within)
+    return merge(counts, centers, offsets, within)
 
 
 def token_center(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -208,22 +216,31 @@ def flatten_tokens(
     return tokens, ops.cast(is_real, moments_dtype(tokens.dtype))
 
 
-def combine(parts: list[Moments]) -> Moments:
+def combine(parts: list[Moments], centered: bool = False) -> Moments:
     """Moments of the union of disjoint sets of tokens.
 
     Args:
         parts: `Moments` of the sets, in any order; empty sets are allowed.
+        centered: Whether the mean of each set is taken off its tokens first.
 
     Returns:
         `Moments` of all their tokens.
     """
-    if len(parts) == 1:
+    if len(parts) == 1 and not centered:
         return parts[0]
     counts, centers, offsets, scatters = zip(*parts, strict=True)
     scatter = sum(scatters[1:], start=scatters[0])
+    if centered:
+        return _without_means(ops.stack(counts), scatter)
     return merge(
         ops.stack(counts), ops.stack(centers), ops.stack(offsets), scatter
     )
+
+
+def _without_means(counts, scatter):
+    """Moments of sets of tokens whose means are zero, with their scatter."""
+    zero = ops.zeros_like(scatter[0])
+    return Moments(ops.sum(counts), zero, zero, scatter)
 
 
 def merge(
@@ -261,12 +278,12 @@ def merge(
     return Moments(count, center, offset, scatter + between)
 
 
-def sum_over_replicas(local: Moments) -> Moments:
+def sum_over_replicas(*clouds: Moments) -> list[Moments]:
     """Moments of the tokens of all replicas, the same on each.
 
     One all-reduce of one tensor. Scatters add up; counts, centers and offsets
     do not, so each replica writes its own into its row of a table that is zero
-    elsewhere, and the sum of the tables is the gathered table:
+    elsewhere, and the sum of the tables is the gathered table, for each cloud:
 
         [ scatter  0      ]   dim rows
         [ centers  counts ]   one row a replica
@@ -275,26 +292,43 @@ def sum_over_replicas(local: Moments) -> Moments:
     The gradient of the sum is the sum of the gradients of all replicas. It is
     exact if every replica's loss has the weight 1 / replicas: Keras and
     PyTorch's `DistributedDataParallel` see to that.
+
+    Args:
+        *clouds: `Moments` of this replica's tokens in clouds of one width.
+
+    Returns:
+        `Moments` of each cloud.
     """
     replicas = current_replicas()
     if replicas is None or replicas.number == 1:
-        return local
-    dim = local.scatter.shape[-1]
+        return list(clouds)
+    dim = clouds[0].scatter.shape[-1]
     own_row = ops.one_hot(
-        replicas.index, replicas.number, dtype=local.scatter.dtype
+        replicas.index, replicas.number, dtype=clouds[0].scatter.dtype
     )[:, None]
-    table = ops.concatenate(
-        [
+    tables = []
+    for local in clouds:
+        tables += [
             ops.pad(local.scatter, ((0, 0), (0, 1))),
             own_row * ops.append(local.center, local.count),
             own_row * ops.append(local.offset, 0.0),
         ]
-    )
-    table = replicas.all_reduce(table)
-    scatter, centers, offsets = ops.split(table, [dim, dim + replicas.number])
-    return merge(
-        centers[:, dim], centers[:, :dim], offsets[:, :dim], scatter[:, :dim]
-    )
+    table = replicas.all_reduce(ops.concatenate(tables))
+    rows = dim + 2 * replicas.number
+    summed = []
+    for i in range(len(clouds)):
+        scatter, centers, offsets = ops.split(
+            table[i * rows : (i + 1) * rows], [dim, dim + replicas.number]
+        )
+        summed.append(
+            merge(
+                centers[:, dim],
+                centers[:, :dim],
+                offsets[:, :dim],
+                scatter[:, :dim],
+            )
+        )
+    return summed
 
 
 def to_float32(moments: Moments) -> Moments:
