@@ -354,10 +354,8 @@ class Experiment:
         self.start = dict.fromkeys(
             ("dropout", "train"), dict.fromkeys(names, 1.0)
         )
-        self._compile(size)
+        self._prepare(size)
         self._say("compiled")
-        self._begin()
-        self._say("heads trained")
         last = 0.0
         for number, group in enumerate(groups):
             begin = time.monotonic()
@@ -386,68 +384,69 @@ class Experiment:
     def _say(self, text):
         print(f"[{self._elapsed():6.1f}] {self.task}: {text}", flush=True)
 
-    def _compile(self, size):
-        """Compiles all functions at once, each in a thread of its own."""
+    def _prepare(self, size):
+        """Compiles all functions, trains heads and measures the start.
+
+        The step of training takes longest to compile, in a thread of its own.
+        """
         import jax
-        import jax.numpy as jnp
-
-        state = self._state([self.seeds[0]] * size)
-        lanes = self._lanes([Run(Method(), self.seeds[0])] * size)
-        examples = self._measured(self.test)
-        lane = jnp.asarray(0, "int32")
-        observe = functools.partial(observe_lane, self.model)
-        lowered = [
-            jax.jit(self._chunk, donate_argnums=0).lower(
-                state, lanes, self._batches(0)
-            ),
-            *(
-                jax.jit(functools.partial(observe, training=training)).lower(
-                    state.trainable, state.others, lane, examples
-                )
-                for training in (False, True)
-            ),
-        ]
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            compiled = pool.map(lambda function: function.compile(), lowered)
-            self.chunk, self.observe, self.observe_training = compiled
-        self._first_state = state
-
-    def _begin(self):
-        """Trains a head for each seed and measures the start."""
         import jax.numpy as jnp
         import numpy as np
 
-        state, self._first_state = self._first_state, None
+        state = self._state([self.seeds[0]] * size)
+        lanes = self._lanes([Run(Method(), self.seeds[0])] * size)
         lane = jnp.asarray(0, "int32")
-
-        def observe(examples, function=self.observe):
-            return function(state.trainable, state.others, lane, examples)
-
         first = self._measured(self.train)
-        inference = observe(first)
-        dropout = observe(first, self.observe_training)
-        self.start_covariances = np.asarray(dropout.covariances)
-        self.start = {
-            "dropout": scores_of(dropout),
-            "train": scores_of(inference),
-            "test": scores_of(observe(self._measured(self.test))),
-        }
-        self.start_share = float(inference.share_between)
-        number = min(len(self.train.labels), _HEAD_STEPS * _BATCH_SIZE)
-        pieces = [
-            observe(self._measured(self.train, i)).pooled
-            for i in range(0, number, self.num_measured)
-        ]
-        features = np.concatenate(pieces)[:number]
-        steps = min(_HEAD_STEPS, 4 * self.steps)
-        self.heads = train_heads(
-            self.head,
-            features,
-            self.train.labels[:number],
-            self.seeds,
-            steps,
-            functools.partial(task_loss, self.is_number),
-        )
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+
+            def compile_soon(function, *arguments, **options):
+                lowered = jax.jit(function, **options).lower(*arguments)
+                return pool.submit(lowered.compile)
+
+            chunk = compile_soon(
+                self._chunk, state, lanes, self._batches(0), donate_argnums=0
+            )
+            observers = [
+                compile_soon(
+                    functools.partial(
+                        observe_lane, self.model, training=training
+                    ),
+                    state.trainable,
+                    state.others,
+                    lane,
+                    first,
+                )
+                for training in (False, True)
+            ]
+            self.observe, observe_training = (x.result() for x in observers)
+
+            def observe(examples, function=self.observe):
+                return function(state.trainable, state.others, lane, examples)
+
+            inference = observe(first)
+            dropout = observe(first, observe_training)
+            self.start_covariances = np.asarray(dropout.covariances)
+            self.start = {
+                "dropout": scores_of(dropout),
+                "train": scores_of(inference),
+                "test": scores_of(observe(self._measured(self.test))),
+            }
+            self.start_share = float(inference.share_between)
+            number = min(len(self.train.labels), _HEAD_STEPS * _BATCH_SIZE)
+            pieces = [
+                observe(self._measured(self.train, i)).pooled
+                for i in range(0, number, self.num_measured)
+            ]
+            self.heads = train_heads(
+                self.head,
+                np.concatenate(pieces)[:number],
+                self.train.labels[:number],
+                self.seeds,
+                min(_HEAD_STEPS, 4 * self.steps),
+                functools.partial(task_loss, self.is_number),
+            )
+            self._say("heads trained")
+            self.chunk = chunk.result()
 
     def _measured(self, part, first=0):
         """Examples in a fixed number; those without a length do not count."""
