@@ -489,33 +489,12 @@ class Experiment:
             np.array(list(self.start[name].values()))
             for name in ("dropout", "train")
         )
-        rows = []
-        for method, seed in runs:
-            is_plain = method.low is None
-            one = np.ones_like(start)
-            is_inference = method.at == "inference"
-            scale = inference / start if is_inference else one
-            unit = start * scale if method.is_relative else one
-            low, high = (
-                0.0 * unit if is_plain else bound * unit
-                for bound in (method.low, method.high)
+        rows = [
+            settings(
+                method, self.seeds.index(seed), start, inference, self.steps
             )
-            rows.append(
-                Lane(
-                    seed=self.seeds.index(seed),
-                    strength=method.strength,
-                    is_plain=float(is_plain),
-                    uses_running=float(method.error == "running"),
-                    weights=cloud_weights(method.of, self.num_clouds),
-                    scale=scale,
-                    start=start * scale,
-                    low=low,
-                    high=high,
-                    ramp_steps=method.ramp * self.steps,
-                    shrinkage=method.shrinkage,
-                    momentum=method.momentum,
-                )
-            )
+            for method, seed in runs
+        ]
         columns = Lane(*(np.stack(x) for x in zip(*rows, strict=True)))
         arrays = Lane(*(jnp.asarray(x, "float32") for x in columns))
         return arrays._replace(seed=jnp.asarray(columns.seed, "int32"))
@@ -569,7 +548,6 @@ class Experiment:
 
     def _loss(self, lane, step, examples, trainable, others, covariances):
         import jax
-        import jax.numpy as jnp
 
         from keras_istar._src.score import moments
         from keras_istar._src.score.isoscore import unchecked_isoscore
@@ -587,26 +565,9 @@ class Experiment:
             1.0 - lane.momentum
         ) * jax.lax.stop_gradient(batch)
         running_scores = score(covariances)
-        measured = jnp.where(lane.uses_running > 0, running_scores, scores)
-        measured = lane.scale * measured
-        progress = jnp.minimum(step / jnp.maximum(lane.ramp_steps, 1.0), 1.0)
-        progress = jnp.where(lane.ramp_steps > 0, progress, 1.0)
-        low, high = (
-            lane.start + (bound - lane.start) * progress
-            for bound in (lane.low, lane.high)
-        )
-        error = jnp.maximum(measured - high, 0.0) - jnp.maximum(
-            low - measured, 0.0
-        )
-        # The term itself is strength * error**2; of its gradient, all but the
-        # factor of that of the score is a constant. So the error can be that
-        # of another score.
-        slope = jnp.where(
-            lane.is_plain > 0, -lane.strength, 2.0 * lane.strength * error
-        )
-        penalty = jnp.sum(lane.weights * jax.lax.stop_gradient(slope) * scores)
+        penalty, slope = added_term(lane, step, scores, running_scores)
         loss = task_loss(self.is_number, logits, examples.labels)
-        logs = Logs(loss, scores, running_scores, jnp.sum(lane.weights * slope))
+        logs = Logs(loss, scores, running_scores, slope)
         return loss + penalty, (others, covariances, logs)
 
     def _train(self, runs):
@@ -767,6 +728,44 @@ class Observation(NamedTuple):
     share_between: Any
 
 
+def settings(
+    method: Method, seed: int, start: Any, inference: Any, steps: int
+) -> Lane:
+    """A method as numbers.
+
+    Args:
+        method: The method.
+        seed: Place among the seeds.
+        start: Scores of the clouds at the start of training.
+        inference: The same without dropout.
+        steps: Of training.
+    """
+    import numpy as np
+
+    is_plain = method.low is None
+    one = np.ones_like(start)
+    scale = inference / start if method.at == "inference" else one
+    unit = start * scale if method.is_relative else one
+    low, high = (
+        0.0 * unit if is_plain else bound * unit
+        for bound in (method.low, method.high)
+    )
+    return Lane(
+        seed=seed,
+        strength=method.strength,
+        is_plain=float(is_plain),
+        uses_running=float(method.error == "running"),
+        weights=cloud_weights(method.of, len(start)),
+        scale=scale,
+        start=start * scale,
+        low=low,
+        high=high,
+        ramp_steps=method.ramp * steps,
+        shrinkage=method.shrinkage,
+        momentum=method.momentum,
+    )
+
+
 def repeat(state: State, size: int) -> State:
     """The same state in so many lanes."""
     import jax
@@ -901,6 +900,41 @@ def cloud_weights(of: str, num_clouds: int) -> Any:
     else:
         weights[_CLOUDS.index(of)] = 1.0
     return weights
+
+
+def added_term(
+    lane: Lane, step: Any, scores: Any, running_scores: Any
+) -> tuple[Any, Any]:
+    """A term with the gradient of what a method adds to the loss.
+
+    The gradient of strength * error**2 is that of the score times a factor,
+    here a constant. So the error can be that of another score.
+
+    Args:
+        lane: The method.
+        step: Number of the step.
+        scores: Those of the batch, of each cloud.
+        running_scores: Those of the moving average of covariances.
+
+    Returns:
+        The term, and the factor.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    held = jnp.where(lane.uses_running > 0, running_scores, scores)
+    held = lane.scale * held
+    progress = jnp.minimum(step / jnp.maximum(lane.ramp_steps, 1.0), 1.0)
+    progress = jnp.where(lane.ramp_steps > 0, progress, 1.0)
+    low, high = (
+        lane.start + (bound - lane.start) * progress
+        for bound in (lane.low, lane.high)
+    )
+    error = jnp.maximum(held - high, 0.0) - jnp.maximum(low - held, 0.0)
+    slope = lane.weights * jnp.where(
+        lane.is_plain > 0, -lane.strength, 2.0 * lane.strength * error
+    )
+    return jnp.sum(jax.lax.stop_gradient(slope) * scores), jnp.sum(slope)
 
 
 def task_loss(is_number: bool, logits: Any, labels: Any) -> Any:
