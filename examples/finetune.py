@@ -81,7 +81,7 @@ def table(figures, options: Options) -> str:
     method = options.method
     numbers = {
         name: getattr(method, name)
-        for name in ("strength", "shrinkage", "momentum")
+        for name in ("strength", "target", "shrinkage", "momentum")
     }
     done = [
         method.regularizer,

@@ -72,6 +72,13 @@ class Options:
         "(default: 1)",
         type=real,
     )
+    target: float | None = option(
+        _REGULARIZER,
+        "of I-STAR: the IsoScore of all layers to hold, between 0 and 1, "
+        "instead of the push of a strength; --strength is then how firmly "
+        "(default: 20)",
+        type=fraction,
+    )
     shrinkage: float | None = option(
         _REGULARIZER,
         "of I-STAR, the paper's zeta: 0 is the batch's covariance alone, 1 the "
@@ -152,7 +159,7 @@ class Options:
         """
         given = {
             name: getattr(self, name)
-            for name in ("strength", "shrinkage", "momentum")
+            for name in ("strength", "target", "shrinkage", "momentum")
             if getattr(self, name) is not None
         }
         for name, value in given.items():

@@ -78,7 +78,12 @@ def _make_layer(method):
         if is_counted
         else keras_istar.IStarRegularization
     )
-    return make(method.strength, method.shrinkage, method.momentum)
+    return make(
+        method.strength,
+        method.shrinkage,
+        method.momentum,
+        target=method.target,
+    )
 
 
 def callbacks_for(

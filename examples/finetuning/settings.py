@@ -17,6 +17,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "momentum": None,
         "refresh": REFRESH_EPOCH,
         "padding": SKIP_PADDING,
+        "target": None,
     },
     "cosreg": {"strength": 1.0, "layers": (-1,)},
     "isobn": {},
@@ -29,13 +30,15 @@ class Method:
 
     Attributes:
         regularizer: `"istar"`, `"cosreg"`, `"isobn"` or `"none"`.
-        strength: Factor of the penalty, the paper's λ.
+        strength: Factor of the penalty, the paper's λ; None for the default of
+            a target.
         shrinkage: The paper's ζ.
         layers: Indices and names of layers, or `("all",)`.
         momentum: Of the moving average that keeps Σ_S, instead of passes.
         refresh: When a pass renews Σ_S: `"epoch"`, a number of steps, or
             `"never"` after the one before training.
         padding: Whether padding counts as tokens: `"skip"` or `"count"`.
+        target: IsoScore of the union to hold, instead of a push.
     """
 
     regularizer: str
@@ -45,11 +48,15 @@ class Method:
     momentum: float | None = None
     refresh: int | str | None = None
     padding: str | None = None
+    target: float | None = None
 
     @classmethod
     def make(cls, regularizer: str, **options: Any) -> "Method":
         """A method with the defaults of its regularizer for other options."""
-        method = cls(regularizer, **{**DEFAULTS[regularizer], **options})
+        defaults = DEFAULTS[regularizer]
+        if options.get("target") is not None:
+            defaults = {**defaults, "strength": None}
+        method = cls(regularizer, **{**defaults, **options})
         if method.momentum is None:
             return method
         return dataclasses.replace(method, refresh=None)

@@ -220,6 +220,7 @@ def _padding(text):
 
 _OPTIONS = {
     "shrinkage": command_line.fraction,
+    "target": command_line.fraction,
     "layers": _layers,
     "momentum": command_line.open_fraction,
     "refresh": _refresh,

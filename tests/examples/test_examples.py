@@ -66,11 +66,11 @@ def assert_same(shown, one, two):
 def quickstart(output, folder):
     shown = figures(output)
     before = shown["before training"]
-    *plain, plain_accuracy = shown["strength 0.0"]
-    *rounder, accuracy = shown["strength 1.0"]
-    for i in range(3):  # Two layers and their union.
-        assert rounder[i] > before[i] + 0.1
-        assert rounder[i] > plain[i] + 0.2
+    *plain, plain_accuracy = shown["without"]
+    *held, accuracy = shown["with a target"]
+    for i in range(2):
+        assert 0.2 < held[i] < 0.4
+        assert plain[i] < 0.6 * before[i]
     assert plain_accuracy > 0.85
     assert accuracy > plain_accuracy - 0.05
 
@@ -110,10 +110,14 @@ def subclassed_model(output, folder):
 
 def own_regularizer(output, folder):
     shown = figures(output)
-    plain, plain_accuracy = shown["strength 0.0"]
-    correlation, accuracy = shown["strength 1.0"]
-    assert correlation < plain / 2
+    plain, plain_accuracy = shown["Decorrelation 0.0"]
+    decorrelated, accuracy = shown["Decorrelation 1.0"]
+    assert decorrelated < plain / 2
     assert accuracy > plain_accuracy - 0.05
+    plain, _ = shown["SpectralEntropy 0.0"]
+    even, accuracy = shown["SpectralEntropy 1.0"]
+    assert even > 2 * plain
+    assert accuracy > 0.85
 
 
 def tensorboard_logs(output, folder):
