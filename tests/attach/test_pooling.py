@@ -108,3 +108,37 @@ def test_embeddings_and_unknown_kinds_are_refused(rng):
         )
     with pytest.raises(ValueError, match="`pooling` must be None or one of"):
         keras_istar.IsotropyMonitor(np.zeros((2, 5, 3)), pooling="sum")
+
+
+def test_output_of_a_text_embedder(rng):
+    keras_hub = pytest.importorskip("keras_hub")
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary_size=20,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=8,
+        max_sequence_length=6,
+    )
+    embedder = keras_hub.models.BertTextEmbedder(backbone, preprocessor=None)
+    x = {
+        "token_ids": rng.integers(1, 20, (16, 6)),
+        "segment_ids": np.zeros((16, 6), "int32"),
+        "padding_mask": rng.random((16, 6)) < 0.7,
+    }
+    x["padding_mask"][:, 0] = True
+    embeddings = np.asarray(embedder(x))
+    report = keras_istar.measure(embedder, x, "output", verbose=0)
+    assert report.rows[0].layer == "output"
+    assert report.rows[0].values["isoscore"] == pytest.approx(
+        oracle.score(oracle.covariance(embeddings)), abs=1e-5
+    )
+    layer = keras_istar.attach(embedder, "output", strength=1.0)
+    assert "output  (batch, 8)" in str(layer)
+    with pytest.raises(ValueError, match="`layers='output'` is for models"):
+        keras_istar.attach(_tokens_out(), "output")
+
+
+def _tokens_out():
+    inputs = keras.Input((5, 3))
+    return keras.Model(inputs, keras.layers.Dense(4)(inputs))

@@ -93,6 +93,8 @@ def attach(
             layers that hold blocks, may come first: `"text_encoder/all"`,
             `"text_encoder/-1"`, `"query/encoder"`. Of a layer with several
             outputs, the key of one comes last: `"bert/sequence_output"`.
+            `"output"` is what the model itself returns, if no layer has that
+            name and it is one embedding of each example, `(batch, dim)`.
         strength: The paper's λ, see `IStarRegularization`.
         shrinkage: The paper's ζ, see `IStarRegularization`.
         momentum: See `IStarRegularization`.

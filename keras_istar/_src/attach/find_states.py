@@ -57,6 +57,9 @@ class HiddenStates(NamedTuple):
         return int(self.shapes[0][-1] or 0)
 
 
+_OUTPUT = "output"  # As `layers`: what the model returns.
+
+
 class _Chosen(NamedTuple):
     """A call, the output of it that is taken, and its name in logs."""
 
@@ -86,6 +89,8 @@ def find_states(
     """
     check_functional(model)
     root = read_model(model)
+    if layers == _OUTPUT and _OUTPUT not in _names_in(root):
+        return _own_output(model, mask)
     chosen = _choose(root, layers, line)
     states = [c.call.outputs[c.output] for c in chosen]
     names = _unique([c.name for c in chosen])
@@ -123,6 +128,29 @@ def find_states(
             tuple(tuple(x.shape) for x in states),
             tuple(words),
             tuple(left_out),
+        ),
+    )
+
+
+def _own_output(model, mask):
+    """What the model itself returns, if that is one embedding an example."""
+    embeddings = [x for x in model.outputs if _is_embedding(x)]
+    if len(model.outputs) != 1 or not embeddings or mask not in (None, False):
+        raise ValueError(
+            "`layers='output'` is for models that return one embedding of each "
+            "example, `(batch, dim)`, which needs no `mask`; else name a "
+            "layer. Received: outputs of shapes "
+            f"{[tuple(x.shape) for x in model.outputs]}, mask={mask!r:.200}"
+        )
+    (output,) = embeddings
+    return HiddenStates(
+        model,
+        (_OUTPUT,),
+        [output],
+        [None],
+        False,
+        Attachment(
+            model.name, (_OUTPUT,), (tuple(output.shape),), ("none, one each",)
         ),
     )
 
