@@ -5,6 +5,7 @@ and replicas are all joined by `combine`.
 """
 
 import functools
+import itertools
 from typing import Any
 from typing import NamedTuple
 
@@ -15,23 +16,10 @@ from keras_istar._src.compat.distribution import current_replicas
 from keras_istar._src.compat.gradients import after
 from keras_istar._src.compat.gradients import custom_gradient
 from keras_istar._src.compat.gradients import last_first
+from keras_istar._src.compat.products import matmul
+from keras_istar._src.compat.products import product_dtype
+from keras_istar._src.compat.products import states_at_once
 from keras_istar._src.types import Tensor
-
-
-def matmul(a: Any, b: Any) -> Any:
-    """`a @ b`, where a TPU would take float32 for bfloat16.
-
-    One bfloat16 pass would put the score off by up to 2e-5 and its gradient by
-    2e-3, even though deviations from the mean are multiplied; three passes, or
-    the TF32 of recent GPUs, are as good as float32. TensorFlow has no such
-    choice for one product: on a TPU, turn off
-    `tf.config.experimental.enable_tensor_float_32_execution` for all.
-    """
-    if keras.backend.backend() == "jax":
-        from jax import numpy
-
-        return numpy.matmul(a, b, precision="high")
-    return ops.matmul(a, b)
 
 
 def moments_dtype(dtype: Any) -> str:
@@ -40,12 +28,9 @@ def moments_dtype(dtype: Any) -> str:
     return "float64" if is_double else "float32"
 
 
-def deviations(
-    center: Tensor | float, tokens: Tensor, weights: Tensor | None
-) -> Tensor:
-    """`tokens - center`, zero where masked: `(tokens, dim)`."""
-    difference = ops.cast(tokens, moments_dtype(tokens.dtype)) - center
-    return _zero_masked(difference, weights)
+def _wide(tokens, weights):
+    """Tokens in the type of moments, zero where masked."""
+    return _zero_masked(ops.cast(tokens, moments_dtype(tokens.dtype)), weights)
 
 
 def _zero_masked(values, weights):
@@ -54,42 +39,97 @@ def _zero_masked(values, weights):
     return ops.where(weights[:, None] > 0, values, 0.0)
 
 
-def _sums_and_gradient(centers, *tokens_and_weights):
-    """The tensors of `sums_about`, and the function of their gradient."""
-    number = centers.shape[0]
-    tokens, weights = tokens_and_weights[:number], tokens_and_weights[number:]
-    states = list(zip(ops.unstack(centers), tokens, weights, strict=True))
-    clouds = [deviations(*state) for state in states]
+def _deviations(center, tokens, weights):
+    """Deviations of several states from `center`, below each other.
+
+    They are zero where masked, and of the type in which they are multiplied.
+    """
+    if len(tokens) > 1:
+        if any(w is not None for w in weights):
+            weights = [
+                ops.ones(ops.shape(x)[:1], center.dtype) if w is None else w
+                for x, w in zip(tokens, weights, strict=True)
+            ]
+            weights = [ops.concatenate(weights)]
+        tokens = [ops.concatenate(tokens)]
+    values = ops.cast(tokens[0], center.dtype) - center
+    return ops.cast(_zero_masked(values, weights[0]), product_dtype(tokens[0]))
+
+
+def _groups(tokens_and_weights):
+    """Tokens and weights of neighboring states that are multiplied at once."""
+    number = len(tokens_and_weights) // 2
+    pairs = zip(
+        tokens_and_weights[:number], tokens_and_weights[number:], strict=True
+    )
+    groups = []
+    for _, alike in itertools.groupby(pairs, lambda pair: pair[0].dtype):
+        alike = list(alike)
+        size = states_at_once(alike[0][0])
+        for i in range(0, len(alike), size):
+            groups.append(tuple(zip(*alike[i : i + size], strict=True)))
+    return groups
+
+
+def _sums(center, *tokens_and_weights):
+    clouds = [
+        _deviations(center, *group) for group in _groups(tokens_and_weights)
+    ]
     products = [matmul(ops.transpose(cloud), cloud) for cloud in clouds]
-    totals = [ops.sum(cloud, axis=0) for cloud in clouds]
-
-    def gradient(d_products, d_totals):
-        # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
-        both = d_products + ops.transpose(d_products)
-        d_tokens = last_first(
-            [
-                functools.partial(_state_gradient, both, d_total, *state)
-                for state, d_total in zip(
-                    states, ops.unstack(d_totals), strict=True
-                )
-            ],
-            before=both,
-        )
-        return None, *d_tokens, *[None] * number
-
-    return (sum(products[1:], start=products[0]), ops.stack(totals)), gradient
+    totals = [
+        ops.sum(ops.cast(cloud, center.dtype), axis=0) for cloud in clouds
+    ]
+    return _add(products), _add(totals)
 
 
-_sums_for_training = custom_gradient(_sums_and_gradient)
+def _add(values):
+    return sum(values[1:], start=values[0])
+
+
+def _gradient_of_sums(arguments, d_product, d_total):
+    center, *tokens_and_weights = arguments
+    # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
+    both = d_product + ops.transpose(d_product)
+    d_tokens = last_first(
+        [
+            functools.partial(_group_gradient, both, d_total, center, *group)
+            for group in _groups(tokens_and_weights)
+        ],
+        before=both,
+    )
+    return None, *d_tokens, *[None] * len(d_tokens)
+
+
+def _group_gradient(both, d_total, center, tokens, weights, before):
+    """Gradients of some states' tokens, computed after `before`."""
+    if tokens[0].dtype == center.dtype:
+        center = after(before, center)
+        seen = tokens
+    else:
+        # Otherwise the wider copy of the tokens would be kept as well.
+        seen = [after(before, x) for x in tokens]
+    cloud = _deviations(center, seen, weights)
+    d_cloud = matmul(cloud, ops.cast(both, cloud.dtype)) + d_total
+    pieces = [d_cloud]
+    if len(tokens) > 1:
+        ends = itertools.accumulate(x.shape[0] for x in tokens[:-1])
+        pieces = ops.split(d_cloud, list(ends))
+    return [
+        ops.cast(_zero_masked(d_piece, w), x.dtype)
+        for d_piece, x, w in zip(pieces, tokens, weights, strict=True)
+    ]
+
+
+_sums_for_training = custom_gradient(_gradient_of_sums)(_sums)
 
 
 def sums_about(
-    centers: Tensor, *tokens_and_weights: Tensor | None, train: bool
+    center: Tensor, *tokens_and_weights: Tensor | None, train: bool
 ) -> tuple[Tensor, Tensor]:
     """Sums of the outer products of deviations, and of the deviations.
 
     Args:
-        centers: `(states, dim)`, constants.
+        center: `(dim,)`, a constant.
         *tokens_and_weights: For each state `(tokens, dim)`, any float dtype;
             then for each state None, or ones and zeros of shape `(tokens,)`.
         train: If true, only what is given is kept for the backward pass, which
@@ -98,22 +138,11 @@ def sums_about(
             forward: custom gradients have no `jax.jvp`.
 
     Returns:
-        Tensors of shape `(dim, dim)`, over all states, and `(states, dim)`.
+        Tensors of shape `(dim, dim)` and `(dim,)`, over all states.
     """
-    if train:
-        return _sums_for_training(centers, *tokens_and_weights)
-    return _sums_and_gradient(centers, *tokens_and_weights)[0]
-
-
-def _state_gradient(both, d_total, center, tokens, weights, before):
-    """Gradient of one state's tokens, computed after `before`."""
-    if tokens.dtype == both.dtype:
-        cloud = deviations(after(before, center), tokens, weights)
-    else:
-        # Otherwise the wider copy of the tokens would be kept as well.
-        cloud = deviations(center, after(before, tokens), weights)
-    d_tokens = _zero_masked(matmul(cloud, both) + d_total, weights)
-    return ops.cast(d_tokens, tokens.dtype)
+    if train or keras.backend.backend() == "torch":
+        return _sums_for_training(center, *tokens_and_weights)
+    return _sums(center, *tokens_and_weights)
 
 
 class Moments(NamedTuple):
@@ -159,13 +188,14 @@ def union_moments(
 ) -> Moments:
     """Moments of the unmasked tokens of several states, as one cloud.
 
-    The same as `combine` of their `token_moments`, but sums of one kind are
-    added up before anything else is done with them. Where XLA shards the
-    tokens over devices, each kind then travels in one all-reduce: first the
-    sums that make the centers, then one matrix and the offsets.
+    The same as `combine` of their `token_moments`, but all deviations are from
+    one center, so that sums of one kind are added up before anything else is
+    done with them. Where XLA shards the tokens over devices, each kind then
+    travels in one all-reduce: first the sum that makes the center, then the
+    matrix and the offset.
 
-    To train, the gradient keeps only the states, the masks and `(dim,)` vectors
-    for the backward pass, which costs one matrix product a state.
+    To train, the gradient keeps only the states, the masks and a `(dim,)`
+    vector for the backward pass, which costs one matrix product a state.
 
     Args:
         states: Float tensors of shape `(..., dim)`.
@@ -176,24 +206,26 @@ def union_moments(
         `Moments` of all their tokens.
     """
     flat = [flatten_tokens(*pair) for pair in zip(states, masks, strict=True)]
-    counts = ops.stack([_count(*tokens) for tokens in flat])
-    per_token = 1.0 / ops.maximum(counts, 1.0)[:, None]
-    totals = [ops.sum(deviations(0.0, *tokens), axis=0) for tokens in flat]
-    centers = ops.stop_gradient(ops.stack(totals) * per_token)
+    count = _add([_count(*tokens) for tokens in flat])
+    per_token = 1.0 / ops.maximum(count, 1.0)
+    center = ops.stop_gradient(_total(flat) * per_token)
     tokens, weights = zip(*flat, strict=True)
-    products, rests = sums_about(centers, *tokens, *weights, train=train)
-    offsets = rests * per_token
+    product, rest = sums_about(center, *tokens, *weights, train=train)
+    offset = rest * per_token
     # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
     # rounding error of a center, so nothing cancels.
-    scaled = ops.sqrt(counts)[:, None] * offsets
-    correction = matmul(ops.transpose(scaled), scaled)
-    return merge(counts, centers, offsets, products - correction)
+    scatter = product - rest[:, None] * offset
+    return Moments(count, center, offset, scatter)
+
+
+def _total(flat):
+    return _add([ops.sum(_wide(*tokens), axis=0) for tokens in flat])
 
 
 def token_center(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the unmasked tokens to rounding, `(dim,)`, as a constant."""
     tokens = flatten_tokens(hidden_states, mask)
-    total = ops.sum(deviations(0.0, *tokens), axis=0)
+    total = _total([tokens])
     return ops.stop_gradient(total / ops.maximum(_count(*tokens), 1.0))
 
 
