@@ -5,7 +5,6 @@ and replicas are all joined by `combine`.
 """
 
 import functools
-import itertools
 from typing import Any
 from typing import NamedTuple
 
@@ -62,13 +61,15 @@ def _groups(tokens_and_weights):
     pairs = zip(
         tokens_and_weights[:number], tokens_and_weights[number:], strict=True
     )
-    groups = []
-    for _, alike in itertools.groupby(pairs, lambda pair: pair[0].dtype):
-        alike = list(alike)
-        size = states_at_once(alike[0][0])
-        for i in range(0, len(alike), size):
-            groups.append(tuple(zip(*alike[i : i + size], strict=True)))
-    return groups
+    groups: list[list[tuple]] = []
+    for pair in pairs:
+        last = groups[-1] if groups else []
+        is_alike = last and last[0][0].dtype == pair[0].dtype
+        if is_alike and len(last) < states_at_once(pair[0]):
+            last.append(pair)
+        else:
+            groups.append([pair])
+    return [tuple(zip(*group, strict=True)) for group in groups]
 
 
 def _sums(center, *tokens_and_weights):
@@ -110,14 +111,13 @@ def _group_gradient(both, d_total, center, tokens, weights, before):
         seen = [after(before, x) for x in tokens]
     cloud = _deviations(center, seen, weights)
     d_cloud = matmul(cloud, ops.cast(both, cloud.dtype)) + d_total
-    pieces = [d_cloud]
-    if len(tokens) > 1:
-        ends = itertools.accumulate(x.shape[0] for x in tokens[:-1])
-        pieces = ops.split(d_cloud, list(ends))
-    return [
-        ops.cast(_zero_masked(d_piece, w), x.dtype)
-        for d_piece, x, w in zip(pieces, tokens, weights, strict=True)
-    ]
+    d_tokens, start = [], 0
+    for x, w in zip(tokens, weights, strict=True):
+        end = None if len(tokens) == 1 else start + x.shape[0]
+        d_own = d_cloud if end is None else d_cloud[start:end]
+        d_tokens.append(ops.cast(_zero_masked(d_own, w), x.dtype))
+        start = end
+    return d_tokens
 
 
 _sums_for_training = custom_gradient(_gradient_of_sums)(_sums)
