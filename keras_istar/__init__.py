@@ -12,6 +12,7 @@ from keras_istar._src.attach.attach import attach_regularizer
 from keras_istar._src.attach.attach import detach
 from keras_istar._src.callbacks.atomic_backup import AtomicBackup
 from keras_istar._src.callbacks.istar_callback import IStarCallback
+from keras_istar._src.callbacks.monitor import IsotropyMonitor
 from keras_istar._src.layers.base import HiddenStateRegularization
 from keras_istar._src.layers.cosine import CosineRegularization
 from keras_istar._src.layers.isobn import IsotropicBatchNormalization
@@ -34,6 +35,7 @@ __all__ = [
     "IStarRegularization",
     "IsoScore",
     "IsotropicBatchNormalization",
+    "IsotropyMonitor",
     "IsotropyReport",
     "LayerIsotropy",
     "attach",

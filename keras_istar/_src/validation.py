@@ -34,6 +34,28 @@ def check_real(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_schedule(
+    name: str, schedule: Callable, check: Callable[[str, Any], Any]
+) -> Any:
+    """What a function of the step begins with; raises if that is no value."""
+    try:
+        first = schedule(ops.convert_to_tensor(0.0))
+        # A list is a value of its own kind in no schedule.
+        first = tuple(map(float, first)) if _is_pair(first) else float(first)
+    except Exception as e:
+        raise ValueError(
+            f"`{name}` must be a value or a function that returns one for a "
+            "step, a float32 scalar tensor. "
+            f"Received: {name}={schedule!r:.200}, which raised "
+            f"{type(e).__name__}: {e!s:.200}"
+        ) from e
+    return check(name, first)
+
+
+def _is_pair(value):
+    return isinstance(value, (list, tuple)) and len(value) == 2
+
+
 def check_fraction(name: str, value: Any) -> float:
     """Returns `value` as a float; raises unless it is in [0, 1]."""
     if not 0 <= check_real(name, value) <= 1:

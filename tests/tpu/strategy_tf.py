@@ -160,7 +160,7 @@ def _one_sum_a_state(*states):
     with tf.GradientTape() as tape:
         tape.watch(states)
         parts = [
-            moments.sum_over_replicas(moments.token_moments(state))
+            moments.sum_over_replicas(moments.token_moments(state))[0]
             for state in states
         ]
         loss = tf.reduce_sum(moments.combine(parts).scatter ** 2)

@@ -15,6 +15,10 @@ from keras_istar._src.attach.find_states import check_functional
 from keras_istar._src.attach.find_states import find_embedding
 from keras_istar._src.attach.find_states import find_states
 from keras_istar._src.attach.padding import Mask
+from keras_istar._src.attach.pooling import Pooling
+from keras_istar._src.attach.pooling import check_poolable
+from keras_istar._src.attach.pooling import check_pooling
+from keras_istar._src.attach.pooling import pool
 from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.compat.distribution import strategy_scope
@@ -23,15 +27,18 @@ from keras_istar._src.layers.isobn import IsotropicBatchNormalization
 from keras_istar._src.layers.istar import IStarRegularization
 from keras_istar._src.layers.probe import Probe
 from keras_istar._src.layers.probe import current_recorder
+from keras_istar._src.types import Schedulable
 
 
 def attach(
     model: keras.Model,
     layers: Layers = "all",
-    strength: float = -1.0,
-    shrinkage: float = 0.2,
+    strength: Schedulable | None = None,
+    shrinkage: Schedulable = 0.2,
     momentum: float | None = None,
     mask: Mask = None,
+    target: Any = None,
+    pooling: Pooling = None,
     **options: Any,
 ) -> IStarRegularization:
     """Regularizes hidden states of a model, in place.
@@ -96,6 +103,11 @@ def attach(
             `lambda x: x["token_ids"] != 0`; or False for all, without a
             warning. The inputs are those of the nested model, if the states
             are in one.
+        target: The IsoScore to hold, see `IStarRegularization`.
+        pooling: None for tokens; or what one embedding of each example is made
+            of, so that these are the cloud: the `"mean"` or `"max"` of its
+            tokens, by dimension, or the `"first"` or `"last"` of them. Padding
+            is left out of all four.
         **options: Further arguments of `IStarRegularization`.
 
     Returns:
@@ -119,8 +131,10 @@ def attach(
     """
     _check_options(options)
     check_functional(model)
-    regularizer = IStarRegularization(strength, shrinkage, momentum, **options)
-    _attach(model, regularizer, layers, mask, "attach(model, {})")
+    regularizer = IStarRegularization(
+        strength, shrinkage, momentum, target=target, **options
+    )
+    _attach(model, regularizer, layers, mask, pooling, "attach(model, {})")
     return regularizer
 
 
@@ -141,6 +155,7 @@ def attach_regularizer(
     regularizer: HiddenStateRegularization | IsotropicBatchNormalization,
     layers: Layers | None = None,
     mask: Mask = None,
+    pooling: Pooling = None,
 ) -> None:
     """Attaches any regularizer to a model, in place.
 
@@ -161,6 +176,7 @@ def attach_regularizer(
             `IsotropicBatchNormalization` the name of the layer that returns
             the sentence embedding, or None for the one above.
         mask: As for `attach`; not used by `IsotropicBatchNormalization`.
+        pooling: As for `attach`; not used by `IsotropicBatchNormalization`.
 
     Raises:
         ValueError: As `attach`; or if the model has no such embedding.
@@ -184,10 +200,11 @@ def attach_regularizer(
             f"Received: regularizer={regularizer!r:.200}"
         )
     line = "attach_regularizer(model, regularizer, {})"
-    _attach(model, regularizer, layers, mask, line)
+    _attach(model, regularizer, layers, mask, pooling, line)
 
 
-def _attach(model, regularizer, layers, mask, line):
+def _attach(model, regularizer, layers, mask, pooling, line):
+    check_pooling(pooling)
     with keras_graph.graph_lock, contextlib.ExitStack() as undo:
         if keras_graph.is_in_use(regularizer):
             raise ValueError(
@@ -195,7 +212,7 @@ def _attach(model, regularizer, layers, mask, line):
                 f"calls yet. Received: regularizer={regularizer!r}"
             )
         if isinstance(regularizer, HiddenStateRegularization):
-            _attach_below(model, regularizer, layers, mask, line, undo)
+            _attach_below(model, regularizer, layers, mask, pooling, line, undo)
         else:
             _insert(model, regularizer, layers, undo)
         if not jax_trainer.is_hooked(model):
@@ -205,10 +222,11 @@ def _attach(model, regularizer, layers, mask, line):
         undo.pop_all()
 
 
-def _attach_below(model, regularizer, layers, mask, line, undo):
+def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
     if layers is None:
         layers = regularizer.default_layers
     states = find_states(model, layers, mask, line)
+    check_poolable(pooling, states.names, states.shapes)
     name = regularizer.default_name
     if name in keras_graph.attached_layers(states.owner):
         raise _already_attached(states.owner)
@@ -216,7 +234,7 @@ def _attach_below(model, regularizer, layers, mask, line, undo):
     told = {
         "state_names": states.names,
         "owner_name": states.owner.name,
-        "attachment": states.attachment,
+        "attachment": states.attachment._replace(pooling=pooling),
     }
     for key, value in told.items():
         undo.callback(
@@ -227,8 +245,14 @@ def _attach_below(model, regularizer, layers, mask, line, undo):
     with strategy_scope(model):
         # First, for another thread may run the model as soon as it has it.
         if not regularizer.built:
-            regularizer.build(states.shapes)
-        _attach_layer(model, states, name, regularizer, undo)
+            regularizer.build(_pooled_shapes(states.shapes, pooling))
+        _attach_layer(model, states, name, regularizer, pooling, undo)
+
+
+def _pooled_shapes(shapes, pooling):
+    if pooling is None:
+        return shapes
+    return [(shape[0], shape[-1]) for shape in shapes]
 
 
 def _check_regularizer(regularizer, states):
@@ -248,7 +272,7 @@ def _check_regularizer(regularizer, states):
         )
 
 
-def _attach_layer(model, states: HiddenStates, name, layer, undo):
+def _attach_layer(model, states: HiddenStates, name, layer, pooling, undo):
     """Makes the owner of hidden states call `layer` on them and their masks."""
     number = len(states.tensors)
     tensors = list(states.tensors)
@@ -272,6 +296,10 @@ def _attach_layer(model, states: HiddenStates, name, layer, undo):
                 hidden, states.masks, places, strict=True
             )
         ]
+        pooled = [
+            pool(pooling, *pair) for pair in zip(hidden, masks, strict=True)
+        ]
+        hidden, masks = map(list, zip(*pooled, strict=True))
         layer(hidden, mask=masks, training=training)
 
     keras_graph.attach_layer(states.owner, name, layer, call, tensors, model)
@@ -420,7 +448,11 @@ def _heads_after(nodes, layer):
 
 @contextlib.contextmanager
 def probed(
-    model: keras.Model, layers: Layers, mask: Mask = None
+    model: keras.Model,
+    layers: Layers,
+    mask: Mask = None,
+    pooling: Pooling = None,
+    probe: Probe | None = None,
 ) -> Iterator[Probe]:
     """Within this scope, `model` shows the chosen states to a `Probe`.
 
@@ -428,18 +460,24 @@ def probed(
         model: KerasHub task or backbone, or any Functional model.
         layers: Which hidden states, as in `attach`.
         mask: What is padding, as in `attach`.
+        pooling: How tokens become embeddings, as in `attach`.
+        probe: What an earlier scope for the same arguments has given; None for
+            a new one.
 
     Raises:
         ValueError: As `attach`.
     """
+    check_pooling(pooling)
     with contextlib.ExitStack() as undo:
         with keras_graph.graph_lock:
             line = "measure(model, data, {})"
             states = find_states(model, layers, mask, line)
-            probe = Probe(states.names, states.dim)
+            check_poolable(pooling, states.names, states.shapes)
+            if probe is None:
+                probe = Probe(states.names, states.dim)
             name = f"istar_probe_{id(probe)}"
             with strategy_scope(model):
-                _attach_layer(model, states, name, probe, undo)
+                _attach_layer(model, states, name, probe, pooling, undo)
         detach_probe = undo.pop_all()
     try:
         yield probe

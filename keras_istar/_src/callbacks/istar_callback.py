@@ -1,30 +1,31 @@
 """The callback that keeps Σ_S and logs isotropy."""
 
-import copy
+import contextlib
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from keras_istar._src import validation
-from keras_istar._src.callbacks.tensorboard import Dashboard
+from keras_istar._src.callbacks.monitor import IsotropyMonitor
+from keras_istar._src.callbacks.monitor import Logs
+from keras_istar._src.callbacks.monitor import describe_or_none
 from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat import keras_data
 from keras_istar._src.compat import keras_graph
-from keras_istar._src.compat.distribution import is_chief
 from keras_istar._src.layers.base import name_logs
 from keras_istar._src.layers.istar import IStarRegularization
-from keras_istar._src.measure.streaming_pass import StatesPass
-from keras_istar._src.score import moments
-from keras_istar._src.score.isoscore import unchecked_isoscore
-
-Logs = dict[str, Any] | None
+from keras_istar._src.measure.report import as_float64
+from keras_istar._src.measure.running_statistics import TokenStatistics
 
 
-class IStarCallback(keras.callbacks.Callback):
+class IStarCallback(IsotropyMonitor):
     """Keeps the shrinkage covariance Σ_S of every attached layer, and logs.
+
+    It is an `IsotropyMonitor` of what attached layers are given.
 
     At the start of training, after every epoch, and every `update_freq`
     batches if that is a number, the model runs in inference mode over `data`
@@ -36,9 +37,11 @@ class IStarCallback(keras.callbacks.Callback):
     The logs of every epoch receive the IsoScore of those tokens, of the union
     of all states as `isoscore_union` and of each state as `isoscore_layer_0`
     and so on (after the index of the block, or the name of a layer attached by
-    name). Callbacks that come after this one in the list see them, so put it
-    first: `callbacks=[IStarCallback(...), EarlyStopping("isoscore_union"),
-    CSVLogger(...)]`. `History` always does. A layer of `strength=0` only logs:
+    name), and `between_layers`, see `IsotropyMonitor`. If the union collapses,
+    a warning says so once. Callbacks that come after this one in the list see
+    all that, so put it first: `callbacks=[IStarCallback(...),
+    EarlyStopping("isoscore_union"), CSVLogger(...)]`. `History` always does. A
+    layer of `strength=0` only logs:
     attached beside another regularizer, or to a model that has none, it shows
     the isotropy of what they train.
 
@@ -54,8 +57,8 @@ class IStarCallback(keras.callbacks.Callback):
 
     With `log_dir`, TensorBoard shows after every epoch, under "isotropy":
 
-    - as scalars what the logs receive, and the `strength` and `shrinkage` in
-      force, so that a schedule of them can be seen;
+    - as scalars what the logs receive, and the `strength`, `shrinkage` and
+      `target` in force, so that a schedule of them can be seen;
     - as histograms, named `spectrum_union` and `spectrum_layer_0` and so on,
       log10 of the eigenvalues of the covariance;
     - as image the figure of `IsotropyReport.plot`, named `report`, with
@@ -87,12 +90,14 @@ class IStarCallback(keras.callbacks.Callback):
             when the first epoch ends, so never with `update_freq="start"`.
             Without matplotlib, which the extra `report` brings, a warning says
             that the image is left out.
+        measures: Names of the measures to log, see `measure`, or `"all"`.
 
     Raises:
         ValueError: If an argument is out of range; at the start of training,
             if `data` is empty or the model has no `IStarRegularization`.
-        ImportError: If `log_dir` is given on a backend other than TensorFlow,
-            and TensorFlow or TensorBoard is not installed.
+        ImportError: If a measure lacks its package; or if `log_dir` is given on
+            a backend other than TensorFlow, and TensorFlow or TensorBoard is
+            not installed.
 
     Example:
 
@@ -120,8 +125,8 @@ class IStarCallback(keras.callbacks.Callback):
         batch_size: int = 32,
         verbose: int = 1,
         log_dir: str | os.PathLike | None = None,
+        measures: str | Sequence[str] = ("isoscore",),
     ):
-        super().__init__()
         is_text = isinstance(update_freq, str)
         if not is_text or update_freq not in ("start", "epoch"):
             update_freq = validation.check_positive_int(
@@ -135,30 +140,15 @@ class IStarCallback(keras.callbacks.Callback):
                 "makes no pass after an epoch that could be written. "
                 f"Received: log_dir={log_dir!r:.200}"
             )
-        keras_data.check_repeatable(data)
-        self.data = data
-        self.max_tokens = validation.check_optional_positive_int(
-            "max_tokens", max_tokens
+        super().__init__(
+            data,
+            measures=measures,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            verbose=verbose,
+            log_dir=log_dir,
         )
         self.update_freq = update_freq
-        self.batch_size = validation.check_positive_int(
-            "batch_size", batch_size
-        )
-        self.verbose = validation.check_verbose(verbose)
-        self.log_dir = validation.check_optional_path("log_dir", log_dir)
-        self._pass: StatesPass | None = None
-        self._dashboard = self._make_dashboard()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "IStarCallback":
-        # No `tf.data` dataset can be copied. A copy shares `data`, which is
-        # only read, and gets its model and pass from the `fit` it is for.
-        own: dict[str, Any] = dict.fromkeys(["_model", "_pass", "_dashboard"])
-        copied = copy.copy(self)
-        memo |= {id(self): copied, id(self.data): self.data}
-        shared = {k: v for k, v in vars(self).items() if k not in own}
-        own["_dashboard"] = self._make_dashboard()
-        copied.__dict__.update(copy.deepcopy(shared, memo) | own)
-        return copied
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
@@ -168,8 +158,7 @@ class IStarCallback(keras.callbacks.Callback):
         for layer in keras_graph.find_layers(model, IStarRegularization):
             layer.join(model)
 
-    def on_train_begin(self, logs: Logs = None) -> None:
-        self._close_dashboard()  # After a training that was interrupted.
+    def _find_watched(self):
         layers = keras_graph.find_layers(self.model, IStarRegularization)
         if not layers:
             raise ValueError(
@@ -177,22 +166,13 @@ class IStarCallback(keras.callbacks.Callback):
                 "layer; call `keras_istar.attach(model)` first. "
                 f"Received: model={self.model.name!r}"
             )
-        keras_data.check_data(self.model, self.data)
-        if keras_data.count_examples(self.model, self.data) == 0:
-            raise self._empty_data_error()
         if not all(layer.built for layer in layers):
             keras_data.run_once(self.model, self.data, self.batch_size)
         name_logs(self.model)
-        self._said_fewer = False
-        self._pass = StatesPass(
-            self.model,
-            layers,
-            self.data,
-            self.max_tokens,
-            self.batch_size,
-            show_progress=bool(self.verbose),
-        )
-        self._estimate()
+        return layers
+
+    def _shown(self):
+        return contextlib.nullcontext()
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
         self._first_batch = batch
@@ -204,80 +184,74 @@ class IStarCallback(keras.callbacks.Callback):
             self._first_batch // self.update_freq
             != (batch + 1) // self.update_freq
         ):
-            self._estimate()
+            self._run_pass()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if self.update_freq == "start":
-            return
-        clouds = self._estimate()
-        scores = _scores(clouds)
-        if logs is not None:
-            logs.update(scores)
-        if self._dashboard is not None and is_chief(self.model):
-            self._dashboard.show(epoch, scores, clouds)
+        if self.update_freq != "start":
+            super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: Logs = None) -> None:
-        self._pass = None
-        self._close_dashboard()
+        super().on_train_end(logs)
         if self._has_hooked:
             jax_trainer.unhook(self.model)
 
-    def _estimate(self):
-        """Sets Σ_S of every layer; returns moments by layer and state."""
-        # On JAX, `self.model` brings the variables up to date.
-        assert self.model is not None and self._pass is not None
-        clouds = {}
-        for layer, states in self._pass.run().items():
-            union = moments.combine(states)
-            self._report_count(int(union.count))
-            self._update(layer, moments.covariance(union))
-            named = zip(layer.state_names, states, strict=True)
-            clouds[layer] = {"union": union, **dict(named)}
-        return clouds
+    def _run_pass(self):
+        """Sets Σ_S of every layer as well."""
+        found = super()._run_pass()
+        for layer, states in found.items():
+            parts = [x.moments for name, x in states.items() if name != "union"]
+            self._update(layer, layer.estimate(parts))
+        return found
 
-    def _update(self, layer, covariance):
-        if layer.momentum is not None:
+    def _update(self, layer, estimate):
+        needs_start = layer.relative and not layer.has_start
+        if layer.momentum is not None and not needs_start:
             return
-        if not bool(ops.all(ops.isfinite(covariance))):
+        if not bool(ops.all(ops.isfinite(estimate))):
             warnings.warn(
                 f"IStarCallback: the covariance of layer '{layer.name}' is "
                 "not finite; the last one that was stays in use.",
                 stacklevel=2,
             )
             return
-        layer.set_shrinkage_covariance(covariance)
+        if needs_start:
+            layer.set_start(estimate)
+        if layer.momentum is None:
+            layer.set_shrinkage_covariance(estimate)
 
-    def _report_count(self, count):
-        if count == 0:
-            raise self._empty_data_error()
-        is_fewer = self.max_tokens is not None and count < self.max_tokens
-        if is_fewer and self.verbose and not self._said_fewer:
-            print(
-                f"IStarCallback: `data` holds {count:,} tokens, fewer than "
-                f"max_tokens={self.max_tokens:,}; all are used."
+    def _settings(self):
+        return {
+            layer.log_name(name): value
+            for layer in self._watched
+            for name, value in layer.numbers_in_force().items()
+        }
+
+    def _rows(self, layer, states):
+        # Copies, for what a strategy mirrors is not a tensor.
+        target = None
+        has_target = bool(ops.copy(layer.has_shrinkage_covariance.value) > 0)
+        if has_target and not layer.per_layer:
+            target = as_float64(ops.copy(layer.shrinkage_covariance.value))
+        names = (
+            ["isoscore"] if target is None else ["isoscore", "isoscore_star"]
+        )
+        rows = [
+            describe_or_none(
+                name,
+                names,
+                TokenStatistics(tokens.moments),
+                layer.value_in_force("shrinkage"),
+                target,
             )
-            self._said_fewer = True
+            for name, tokens in states.items()
+        ]
+        return [] if None in rows else [row for row in rows if row]
 
-    def _make_dashboard(self):
-        return None if self.log_dir is None else Dashboard(self.log_dir)
-
-    def _close_dashboard(self):
-        if self._dashboard is not None:
-            self._dashboard.close()
-
-    def _empty_data_error(self):
-        return ValueError(
-            "`data` must hold at least one example with an unmasked token. "
-            f"Received: data of type {type(self.data).__name__}, empty"
-        )
-
-
-def _scores(clouds):
-    """IsoScore of every state and union, by its name in the logs."""
-    return {
-        layer.log_name(f"isoscore_{name}"): float(
-            unchecked_isoscore(moments.covariance(tokens))
-        )
-        for layer, states in clouds.items()
-        for name, tokens in states.items()
-    }
+    def _remedy(self, layer):
+        if layer.target is None:
+            return (
+                f"The strength is {layer.value_in_force('strength'):g}: use a "
+                "`target`, which does not push beyond itself, or a strength "
+                "nearer to 0."
+            )
+        return "Use a higher `target`, or a lower learning rate."

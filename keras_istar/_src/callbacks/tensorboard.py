@@ -12,17 +12,11 @@ from typing import Any
 from typing import NamedTuple
 
 import numpy as np
-from keras import ops
 
-from keras_istar._src.layers.istar import IStarRegularization
 from keras_istar._src.measure import measures
 from keras_istar._src.measure import plots
+from keras_istar._src.measure.measures import COLUMNS
 from keras_istar._src.measure.report import LayerIsotropy
-from keras_istar._src.measure.report import as_float64
-from keras_istar._src.measure.report import describe
-from keras_istar._src.measure.report import mean_and_covariance
-from keras_istar._src.measure.running_statistics import TokenStatistics
-from keras_istar._src.score.moments import Moments
 
 
 class Panel(NamedTuple):
@@ -159,18 +153,17 @@ def _reason(error):
 
 _GROUP = "isotropy"
 
-_SCORE = "IsoScore of the hidden states, from 0 to 1, as in the logs."
-_NUMBERS = {
-    "strength": "λ, the factor of the penalty, at the end of the epoch.",
+_SHARE = "Share of the union's variance between the means of the states."
+_SETTINGS = {
+    "strength": "Factor of the penalty, at the end of the epoch.",
     "shrinkage": "ζ, the weight of Σ_S in the score, at the end of the epoch.",
+    "target": "Bound of the IsoScore that is held, at the end of the epoch.",
 }
 _SPECTRUM = (
     "log10 of the eigenvalues of the covariance of the hidden states. Those "
     "that float32's rounding could make are left out."
 )
 _REPORT = "Isotropy, spectrum and outlier dimensions by layer."
-
-Clouds = Mapping[IStarRegularization, Mapping[str, Moments]]
 
 
 class Dashboard:
@@ -194,22 +187,28 @@ class Dashboard:
             )
 
     def show(
-        self, epoch: int, scores: Mapping[str, float], clouds: Clouds
+        self,
+        epoch: int,
+        numbers: Mapping[str, float],
+        settings: Mapping[str, float],
+        reports: Mapping[Any, list[LayerIsotropy]],
     ) -> None:
         """Writes one epoch.
 
         Args:
             epoch: Its index.
-            scores: What is in the logs.
-            clouds: For each layer the moments of its states by name, those of
-                their union as `"union"`.
+            numbers: What is in the logs.
+            settings: Numbers in force, by a name that ends in theirs.
+            reports: For each layer, which knows its keys in the logs, a row for
+                each state and their union; none where they are not finite.
         """
         if self._files.has_failed:
             return
-        panels = [_panel("scalar", *item, _SCORE) for item in scores.items()]
-        for layer, states in clouds.items():
-            panels += _numbers(layer)
-            rows = _describe(layer, states)
+        panels = [
+            _panel("scalar", name, value, _meaning(name))
+            for name, value in {**numbers, **settings}.items()
+        ]
+        for layer, rows in reports.items():
             if rows:
                 panels += _spectra(layer, rows)
                 panels += self._picture(epoch, layer, rows)
@@ -240,10 +239,15 @@ def _panel(kind, name, value, description):
     return Panel(kind, f"{_GROUP}/{name}", value, description)
 
 
-def _numbers(layer) -> Iterator[Panel]:
-    for name, description in _NUMBERS.items():
-        value = getattr(layer, name)
-        yield _panel("scalar", layer.log_name(name), value, description)
+def _meaning(name):
+    """What a number in the logs says."""
+    for name_of_column, column in COLUMNS.items():
+        if f"{name_of_column}_" in name:
+            return f"{column.title} of the hidden states, as in the logs."
+    for setting, what in _SETTINGS.items():
+        if setting in name:
+            return what
+    return _SHARE
 
 
 def _spectra(layer, rows) -> Iterator[Panel]:
@@ -251,23 +255,3 @@ def _spectra(layer, rows) -> Iterator[Panel]:
         name = layer.log_name(f"spectrum_{row.layer}")
         logarithms = np.log10(measures.above_rounding(row.spectrum))
         yield _panel("histogram", name, logarithms, _SPECTRUM)
-
-
-def _describe(
-    layer: IStarRegularization, states: Mapping[str, Moments]
-) -> list[LayerIsotropy]:
-    """A row for each state, the union last; none if any is not finite."""
-    # Copies, for what a strategy mirrors is not a tensor.
-    has_target = bool(ops.copy(layer.has_shrinkage_covariance.value) > 0)
-    value = ops.copy(layer.shrinkage_covariance.value)
-    target = as_float64(value) if has_target else None
-    names = ["isoscore", "isoscore_star"] if has_target else ["isoscore"]
-    covariances = [mean_and_covariance(tokens)[1] for tokens in states.values()]
-    if not np.all(np.isfinite(covariances)):
-        return []
-    return [
-        describe(
-            name, names, TokenStatistics(states[name]), layer.shrinkage, target
-        )
-        for name in sorted(states, key="union".__eq__)
-    ]

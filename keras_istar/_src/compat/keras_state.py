@@ -1,5 +1,7 @@
 """State of layers that Keras carries along but does not count as weights."""
 
+from typing import Any
+
 import keras
 
 
@@ -16,13 +18,13 @@ class StateVariable(keras.random.SeedGenerator):
     Args:
         name: Name of the variable.
         shape: Its shape.
-        value: What it is filled with at first.
+        value: What it holds at first, one number or an array.
 
     Attributes:
         state: The `keras.Variable`.
     """
 
-    def __init__(self, name: str, shape: tuple = (), value: float = 0.0):
+    def __init__(self, name: str, shape: tuple = (), value: Any = 0.0):
         # Not the parent's: that makes a seed.
         self.name = name
         self.state = keras.Variable(

@@ -13,6 +13,7 @@ class Attachment(NamedTuple):
         masks: For each, in words, where its padding mask comes from.
         left_out: Sentences about what one might have expected, and is not
             taken.
+        pooling: How the tokens of an example become one, if they do.
     """
 
     owner: str
@@ -20,6 +21,7 @@ class Attachment(NamedTuple):
     shapes: tuple[tuple[int | None, ...], ...]
     masks: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    pooling: str | None = None
 
     def describe(self) -> str:
         """Several lines of text: the owner, and a line for each state."""
@@ -30,7 +32,10 @@ class Attachment(NamedTuple):
                 self.names, self.shapes, self.masks, strict=True
             )
         ]
-        lines = [f"attached to {self.owner!r}, hidden states:", *states]
+        what = "hidden states"
+        if self.pooling is not None:
+            what = f"the {self.pooling} of the tokens of hidden states"
+        lines = [f"attached to {self.owner!r}, {what}:", *states]
         return "\n".join(lines + [f"  ({x})" for x in self.left_out])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_istar._src import validation
@@ -17,23 +18,25 @@ from keras_istar._src.compat.distribution import separate_losses
 from keras_istar._src.compat.keras_state import StateVariable
 from keras_istar._src.layers.attachment import Attachment
 from keras_istar._src.layers.probe import current_recorder
+from keras_istar._src.types import Schedulable
 from keras_istar._src.types import Tensor
 
 
 class Setting:
     """Attribute of a layer that can be assigned without tracing anew.
 
-    Reading gives the Python number that was assigned. Traced code takes
+    Reading gives what was assigned: a number, or a schedule, which is a
+    function of the number of training steps so far. Traced code takes
     `layer.setting(name)`, which is no weight: nothing but an assignment
     changes it.
 
     Args:
-        check: Function of the name and a value that returns the number, or
+        check: Function of the name and a value that returns the value, or
             raises.
     """
 
-    def __init__(self, check: Callable[[str, Any], float]):
-        self._check = check
+    def __init__(self, check: Callable[[str, Any], Any]):
+        self.check = check
 
     def __set_name__(self, owner, name):
         self._name = name
@@ -47,7 +50,11 @@ class Setting:
             raise AttributeError(self._name) from None
 
     def __set__(self, layer, value):
-        value = self._check(self._name, value)
+        if callable(value):
+            first = validation.check_schedule(self._name, value, self.check)
+        else:
+            first = value = self.check(self._name, value)
+        layer.check_setting(self._name, first)
         layer.assign_setting(self._name, value)
 
 
@@ -103,6 +110,10 @@ class HiddenStateRegularization(keras.layers.Layer):
         strength: Factor of the loss, any finite number. May be assigned at any
             time without tracing anew. What was assigned is in force: it is no
             weight of the model, so nothing that writes weights changes it.
+            Or a schedule, given when the layer is made: a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a function of
+            the number of training steps so far, a scalar tensor, by operations
+            of `keras.ops`.
         **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
 
     Call arguments:
@@ -138,13 +149,14 @@ class HiddenStateRegularization(keras.layers.Layer):
     penalty_name = ""  # By default, `<measure_name>_penalty`.
     strength = Setting(validation.check_real)
 
-    def __init__(self, strength: float = 1.0, **kwargs: Any):
+    def __init__(self, strength: Schedulable = 1.0, **kwargs: Any):
         # Nothing here is worth recomputing, and a loss that is added inside of
         # a recomputed function has no gradient: what such a function does not
         # return is a constant to the outside, on every backend.
         with keras.RematScope(mode=None), validation.keras_arguments(kwargs):
             super().__init__(autocast=False, **kwargs)
-        self.settings: dict[str, float] = {}
+        self.settings: dict[str, Any] = {}
+        self._steps: StateVariable | None = None
         self._setting_variables: dict[str, StateVariable] = {}
         self._models: weakref.WeakSet[keras.Model] = weakref.WeakSet()
         self.strength = strength
@@ -154,19 +166,25 @@ class HiddenStateRegularization(keras.layers.Layer):
         self.supports_masking = True
         self._prefix = default_prefix(self)
         self._has_warned = False
+        self._means: dict[str, TrainingMean] = {}
         penalty_name = self.penalty_name or f"{self.measure_name}_penalty"
-        self._means = {
-            name: TrainingMean(self.log_name(name))
-            for name in (self.measure_name, penalty_name)
-        }
+        self.add_logs(self.measure_name, penalty_name)
 
     def measure(self, hidden_states: list[Tensor], masks: list) -> Tensor:
-        """Scalar to log, from hidden states and a mask or None for each."""
+        """What is logged, from hidden states and a mask or None for each.
+
+        A scalar, or one number for each of several clouds, of which the logs
+        receive the mean.
+        """
         raise NotImplementedError
 
     def loss(self, measure: Tensor) -> Tensor:
         """Scalar that `strength` multiplies."""
         raise NotImplementedError
+
+    def further_logs(self, measure: Tensor) -> dict[str, Tensor]:
+        """Scalars to log besides, under names given to `add_logs` before."""
+        return {}
 
     def build(self, input_shape: Any) -> None:
         if not input_shape:
@@ -174,7 +192,7 @@ class HiddenStateRegularization(keras.layers.Layer):
                 "`hidden_states` must be a tensor `(..., dim)` or a list of "
                 f"them. Received: hidden_states.shape={input_shape}"
             )
-        shapes = as_list(input_shape, is_leaf=_is_shape)
+        shapes = as_shapes(input_shape)
         for shape in shapes:
             validation.check_width("hidden_states", shape)
         self.dim = shapes[0][-1]
@@ -182,7 +200,21 @@ class HiddenStateRegularization(keras.layers.Layer):
         if self.state_names is None:
             self.state_names = tuple(f"layer_{i}" for i in range(len(shapes)))
         for name, value in self.settings.items():
-            self._setting_variables[name] = StateVariable(name, value=value)
+            if _kind(value) == "numbers":
+                values = np.asarray(self.setting_values(name), "float32")
+                self._setting_variables[name] = StateVariable(
+                    name, values.shape, values
+                )
+        if self.counts_steps():
+            self._steps = StateVariable("steps")
+
+    def setting_values(self, name: str) -> Any:
+        """Numbers that traced code takes for a setting, of fixed shape."""
+        return self.settings[name]
+
+    def counts_steps(self) -> bool:
+        """Whether the layer needs to know how many steps it has trained."""
+        return any(callable(value) for value in self.settings.values())
 
     def call(
         self,
@@ -219,19 +251,24 @@ class HiddenStateRegularization(keras.layers.Layer):
         measured = self.measure(states, masks)
         strength = ops.cast(self.setting("strength"), measured.dtype)
         penalty = strength * self.loss(measured)
+        further = self.further_logs(measured)
         # Keras adds it to a task loss of this type.
         entered = ops.cast(penalty, keras.config.floatx())
         is_first_call = not self.losses
         self.add_loss(entered)
-        measure_mean, penalty_mean = self._means.values()
+        measure_mean, penalty_mean, *_ = self._means.values()
 
         def log(is_first_call):
-            measure_mean.record(measured)
+            measure_mean.record(ops.mean(measured))
             penalty_mean.record(penalty, is_first_call)
+            for name, value in further.items():
+                self._means[name].record(value)
 
         is_heard = jax_trainer.log_call(
             log, measure_mean, is_first_call, entered
         )
+        if self._steps is not None and is_first_call:
+            self._steps.state.assign_add(1.0)
         if not is_heard and keras_graph.loses_losses():
             self._warn(
                 "adds no penalty here: `stateless_call` drops losses unless "
@@ -255,10 +292,32 @@ class HiddenStateRegularization(keras.layers.Layer):
                 f"{type(self).__name__} {self.name!r} {what}", stacklevel=2
             )
 
-    def assign_setting(self, name: str, value: float) -> None:
+    def check_setting(self, name: str, value: Any) -> None:
+        """Raises where a setting does not fit the others.
+
+        Args:
+            name: Its name.
+            value: What it is to be; of a schedule, what that begins with.
+        """
+
+    def assign_setting(self, name: str, value: Any) -> None:
         """Puts a setting in force, in the middle of an epoch as well."""
-        variable = getattr(self, "_setting_variables", {}).get(name)
-        if variable is not None:
+        variable = self._setting_variables.get(name)
+        if self.built and not (
+            _kind(value) == _kind(self.settings[name]) == "numbers"
+        ):
+            raise ValueError(
+                f"`{name}` can only change from numbers to numbers once the "
+                "layer is built: train steps may have been traced for what it "
+                f"was, {self.settings[name]!r:.200}. Make a new layer. "
+                f"Received: {name}={value!r:.200}"
+            )
+        before = self.settings.get(name)
+        self.settings[name] = value
+        if variable is None:
+            return
+        try:
+            values = np.asarray(self.setting_values(name), "float32")
             for model in list(self._models):
                 jax_trainer.sync(model)
             if not keras_graph.has_value(variable.state):
@@ -268,16 +327,34 @@ class HiddenStateRegularization(keras.layers.Layer):
                     "brings the model up to date, or assign it between epochs. "
                     f"Received: {name}={value!r}"
                 )
-            variable.state.assign(value)
-        self.settings[name] = value
+            variable.state.assign(values)
+        except Exception:
+            self.settings[name] = before
+            raise
 
     def join(self, model: keras.Model) -> None:
         """Makes settings reach train steps of `model` within an epoch."""
         self._models.add(model)
 
-    def setting(self, name: str) -> keras.Variable:
-        """The variable behind a `Setting`, for traced code."""
-        return self._setting_variables[name].state
+    def setting(self, name: str) -> Any:
+        """The tensor or variable behind a `Setting`, for traced code."""
+        if name in self._setting_variables:
+            return self._setting_variables[name].state
+        assert self._steps is not None
+        return self.settings[name](ops.convert_to_tensor(self._steps.state))
+
+    def value_in_force(self, name: str) -> float:
+        """The number that a scalar `Setting` stands for at this step."""
+        value = self.settings[name]
+        if not callable(value):
+            return value
+        steps = 0.0 if self._steps is None else ops.copy(self._steps.state)
+        return float(value(ops.convert_to_tensor(steps)))
+
+    def add_logs(self, *names: str) -> None:
+        """Makes the layer log quantities of these names."""
+        for name in names:
+            self._means[name] = TrainingMean(self.log_name(name))
 
     @property
     def default_name(self) -> str:
@@ -304,7 +381,11 @@ class HiddenStateRegularization(keras.layers.Layer):
 
     def describe(self) -> str:
         """Text that says what this layer does, and to which hidden states."""
-        settings = ", ".join(f"{k}={v:g}" for k, v in self.settings.items())
+        settings = ", ".join(
+            f"{name}={_setting_text(value)}"
+            for name, value in self.settings.items()
+            if value is not None
+        )
         lines = [f"{type(self).__name__} {self.name!r}: {settings}"]
         if self.attachment is not None:
             lines.append(self.attachment.describe())
@@ -321,7 +402,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         return None
 
     def compute_output_shape(self, input_shape: Any) -> tuple:
-        return as_list(input_shape, is_leaf=_is_shape)[-1]
+        return as_shapes(input_shape)[-1]
 
     def compute_output_spec(
         self, hidden_states: Any, mask: Any = None, training: Any = None
@@ -331,14 +412,38 @@ class HiddenStateRegularization(keras.layers.Layer):
         return keras.KerasTensor(states[-1].shape, dtype=states[-1].dtype)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **self.settings}
+        settings = {
+            name: keras.saving.serialize_keras_object(value)
+            if callable(value)
+            else value
+            for name, value in self.settings.items()
+        }
+        return {**super().get_config(), **settings}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "HiddenStateRegularization":
+        schedules = {
+            name: keras.saving.deserialize_keras_object(value)
+            for name, value in config.items()
+            if isinstance(getattr(cls, name, None), Setting)
+            and isinstance(value, dict)
+            and "class_name" in value
+        }
+        return super().from_config({**config, **schedules})
+
+    def state_in_files(self) -> list[keras.Variable]:
+        """Variables that files hold. Settings live in the config."""
+        return [] if self._steps is None else [self._steps.state]
 
     def save_own_variables(self, store: Any) -> None:
-        # Settings live in the config.
-        pass
+        for variable in self.state_in_files():
+            store[variable.name] = variable
 
     def load_own_variables(self, store: Any) -> None:
-        pass
+        # A file of a model without this layer leaves them alone.
+        for variable in self.state_in_files():
+            if variable.name in store.keys():
+                variable.assign(np.asarray(store[variable.name]))
 
 
 def name_logs(model: keras.Model) -> None:
@@ -370,6 +475,21 @@ def default_prefix(layer: keras.layers.Layer) -> str:
     return "" if by_default else f"{layer.name}_"
 
 
+def _kind(value):
+    """What a setting is, which cannot change once it is traced."""
+    if value is None:
+        return "none"
+    return "schedule" if callable(value) else "numbers"
+
+
+def _setting_text(value):
+    if isinstance(value, float):
+        return f"{value:g}"
+    if callable(value):
+        return getattr(value, "__name__", type(value).__name__)
+    return str(value)
+
+
 def _snake_case(kind):
     """The name of a class in the form that Keras uses for layers."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", kind.__name__)
@@ -378,6 +498,11 @@ def _snake_case(kind):
 
 def as_list(value, is_leaf=lambda x: not isinstance(x, (list, tuple))):
     return [value] if is_leaf(value) else list(value)
+
+
+def as_shapes(value: Any) -> list:
+    """Shapes of hidden states, from one of them or a list."""
+    return as_list(value, is_leaf=_is_shape)
 
 
 def _is_shape(value):

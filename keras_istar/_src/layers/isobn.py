@@ -138,7 +138,7 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         return unchecked_isoscore(covariance * scale[:, None] * scale[None, :])
 
     def _update(self, embeddings):
-        tokens = sum_over_replicas(
+        (tokens,) = sum_over_replicas(
             moments.token_moments(ops.stop_gradient(embeddings))
         )
         # The paper divides by n, not by n - 1.

@@ -1,5 +1,7 @@
 """The I-STAR layer: hidden states -> moments -> covariance -> score -> loss."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -8,14 +10,30 @@ from keras import ops
 
 from keras_istar._src import validation
 from keras_istar._src.compat.distribution import ReplicaSeedGenerator
+from keras_istar._src.compat.distribution import current_replicas
 from keras_istar._src.compat.keras_state import StateVariable
 from keras_istar._src.layers.base import HiddenStateRegularization
 from keras_istar._src.layers.base import Setting
+from keras_istar._src.layers.base import as_shapes
+from keras_istar._src.layers.target import STEPS_TO_START
+from keras_istar._src.layers.target import check_range
+from keras_istar._src.layers.target import check_target
+from keras_istar._src.layers.target import intervals
+from keras_istar._src.layers.target import nearest
+from keras_istar._src.layers.target import scheduled_intervals
+from keras_istar._src.layers.target import target_config
 from keras_istar._src.score import moments
 from keras_istar._src.score.isoscore import unchecked_isoscore
+from keras_istar._src.score.moments import Moments
 from keras_istar._src.score.moments import sum_over_replicas
 from keras_istar._src.score.sampling import sampled_moments
+from keras_istar._src.types import Schedulable
 from keras_istar._src.types import Tensor
+
+# With a target, the momentum of Σ_S unless one is given. Its score is what is
+# held, so it must not lag behind the model.
+_MOMENTUM_FOR_TARGET = 0.9
+_STRENGTH_OF_TARGET = 100.0
 
 
 @keras.saving.register_keras_serializable(package="keras_istar")
@@ -35,10 +53,23 @@ class IStarRegularization(HiddenStateRegularization):
     does if `momentum` is given. Until there is one, the layer shrinks towards
     the scaled identity tr(Σ)/dim · I.
 
-    The batch's IsoScore* and the very number that entered the loss are logged
-    as `isoscore` and `istar_penalty`; a `name` of your own goes in front of
-    them (`<name>_isoscore`). On the JAX backend Keras allows no layer to log
-    from its call: there, `attach` makes the model log them.
+    With a `target` the layer says where isotropy should be, not how hard to
+    push. The loss grows by
+
+        strength * (IsoScore − nearest)²,
+
+    where `nearest` is the value in the target that is nearest to the IsoScore:
+    within an interval there is no penalty. The IsoScore is that of Σ_S, which
+    the layer then keeps itself, with a momentum of 0.9 unless one is given: a
+    batch reads lower than many, by how few its tokens are. The gradient is that
+    of the batch's IsoScore*. Logged besides is `isoscore_target`, the mean of
+    `nearest`.
+
+    The batch's IsoScore* (that of Σ_S if there is a `target`) and the very
+    number that entered the loss are logged as `isoscore` and `istar_penalty`; a
+    `name` of your own goes in front of them (`<name>_isoscore`). On the JAX
+    backend Keras allows no layer to log from its call: there, `attach` makes
+    the model log them.
 
     Arithmetic is in float32 whatever the compute dtype, in float64 for float64
     states. That type must hold the squares of deviations from the mean: to
@@ -56,11 +87,14 @@ class IStarRegularization(HiddenStateRegularization):
     recomputed model; `attach` sees to that by itself.
 
     Args:
-        strength: The paper's λ, any finite number. Positive pushes towards
-            isotropy, negative away from it, 0 only logs. May be assigned
-            at any time without retracing.
+        strength: The paper's λ, any finite number, −1 by default. Positive
+            pushes towards isotropy, negative away from it, 0 only logs. With a
+            `target` at least 0, and 100 by default. May be assigned at any time
+            without tracing anew. Or a schedule, given when the layer is made: a
+            `keras.optimizers.schedules.LearningRateSchedule`, or a function of
+            the number of training steps so far, a scalar tensor.
         shrinkage: The paper's ζ in [0, 1]: 0 is the batch alone, 1 is Σ_S
-            alone. May be assigned at any time without retracing.
+            alone. May be assigned, or a schedule, like `strength`.
         momentum: None, or a number in (0, 1) with which the layer maintains
             Σ_S as an exponential moving average of batch covariances,
             `momentum * Σ_S + (1 - momentum) * Σ`, starting from the first.
@@ -77,6 +111,21 @@ class IStarRegularization(HiddenStateRegularization):
             37 %, as root mean squares;
             from one batch to another they differ by 2.5 % and 27 %.
         seed: Seed of that draw, an integer from 0 to 2³¹ − 1.
+        target: None, or the IsoScore to hold: a number in [0, 1]; a pair
+            `(low, high)`; or a list with one of these for each hidden state,
+            which implies `per_layer`. May be assigned, or a schedule that
+            returns a number or a pair, like `strength`.
+        relative: Whether `target` is in multiples of the IsoScore at the start
+            of training: with 0.5 the model is to lose half of it, with 1.0 to
+            keep it. `IStarCallback` measures the start; without it the first 20
+            steps do, which have no penalty.
+        per_layer: Whether each hidden state is a cloud of its own, with its own
+            Σ_S and `target`. The penalty is the mean over the states. The one
+            cloud of all states can be satisfied by some of them alone.
+        centered: Whether the mean of each state is taken off its tokens before
+            they join the one cloud. If not, part of the variance is that
+            between the means of the states, and to move two means changes the
+            score without changing either state.
         **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
 
     Call arguments:
@@ -88,13 +137,15 @@ class IStarRegularization(HiddenStateRegularization):
         training: Whether to add the penalty.
 
     Attributes:
-        shrinkage_covariance: Σ_S, a float32 variable of shape `(dim, dim)`.
-            Files of the model hold it. It is none of the model's `weights`.
+        shrinkage_covariance: Σ_S, a float32 variable of shape `(dim, dim)`;
+            with `per_layer` one for each state, `(states, dim, dim)`. Files of
+            the model hold it. It is none of the model's `weights`.
         has_shrinkage_covariance: Whether Σ_S has been set.
 
     Raises:
-        ValueError: If an argument is out of range, or if the states differ in
-            width, are narrower than 2, or do not fit the mask.
+        ValueError: If an argument is out of range or does not fit the others,
+            or if the states differ in width, are narrower than 2, or do not
+            fit the mask.
 
     Example:
 
@@ -109,47 +160,115 @@ class IStarRegularization(HiddenStateRegularization):
     >>> sorted(history)
     ['isoscore', 'istar_penalty', 'loss']
 
+    A model that is to keep at least half of its isotropy, and gain none:
+
+    >>> layer = keras_istar.IStarRegularization(
+    ...     target=(0.5, 1.0), relative=True
+    ... )
+    >>> layer.target
+    (0.5, 1.0)
+
     Reference:
         Rudman and Eickhoff, "Stable Anisotropic Regularization", ICLR 2024.
     """
 
     measure_name = "isoscore"
     penalty_name = "istar_penalty"
+    strength = Setting(validation.check_real)
     shrinkage = Setting(validation.check_fraction)
+    target = Setting(check_target)
 
     def __init__(
         self,
-        strength: float = -1.0,
-        shrinkage: float = 0.2,
+        strength: Schedulable | None = None,
+        shrinkage: Schedulable = 0.2,
         momentum: float | None = None,
         sync: bool = True,
         max_tokens: int | None = None,
         seed: int | None = None,
+        target: Any = None,
+        relative: bool = False,
+        per_layer: bool = False,
+        centered: bool = False,
         **kwargs: Any,
     ):
+        if strength is None:
+            strength = -1.0 if target is None else _STRENGTH_OF_TARGET
         super().__init__(strength, **kwargs)
+        self.relative = validation.check_bool("relative", relative)
+        self.per_layer = validation.check_bool("per_layer", per_layer)
+        self.per_layer = per_layer or isinstance(target, list)
+        self.centered = validation.check_bool("centered", centered)
         self.shrinkage = shrinkage
+        self.target = target
         self.momentum = validation.check_momentum(momentum)
         self.sync = validation.check_bool("sync", sync)
         self.max_tokens = validation.check_optional_positive_int(
             "max_tokens", max_tokens
         )
         self.seed = None if seed is None else validation.check_seed(seed)
+        self._check_together()
+        if target is not None:
+            self.momentum = self.momentum or _MOMENTUM_FOR_TARGET
+            self.add_logs("isoscore_target")
+
+    def _check_together(self):
+        if self.per_layer and self.centered:
+            raise ValueError(
+                "`centered` must be False with `per_layer`, whose clouds hold "
+                "one layer each. Received: centered=True, per_layer=True"
+            )
+        if self.relative and self.target is None:
+            raise ValueError(
+                "`relative` must be False without a `target`. "
+                "Received: relative=True, target=None"
+            )
+
+    def check_setting(self, name: str, value: Any) -> None:
+        settings = {**self.settings, name: value}
+        target, strength = settings.get("target"), settings["strength"]
+        if name == "target":
+            check_range("target", target, self.relative)
+            if isinstance(target, list) and not self.per_layer:
+                raise ValueError(
+                    "`target` must be a number or a pair for a layer of one "
+                    f"cloud. Received: target={target!r:.200}"
+                )
+        if target is not None and not callable(strength) and strength < 0:
+            raise ValueError(
+                "`strength` must be at least 0 with a `target`, which is "
+                f"approached from both sides. Received: strength={strength!r}"
+            )
+
+    def setting_values(self, name: str) -> Any:
+        if name == "target":
+            return intervals(self.target, self.clouds)
+        return super().setting_values(name)
+
+    def counts_steps(self) -> bool:
+        return super().counts_steps() or self.relative
 
     def build(self, input_shape: Any) -> None:
+        number = len(as_shapes(input_shape)) if self.per_layer else 1
+        self.clouds = number
         super().build(input_shape)
+        shape = (self.dim, self.dim)
         self._shrinkage_covariance = StateVariable(
-            "shrinkage_covariance", (self.dim, self.dim)
+            "shrinkage_covariance",
+            (number, *shape) if self.per_layer else shape,
         )
         self._has_shrinkage_covariance = StateVariable(
             "has_shrinkage_covariance"
         )
         if self.max_tokens is not None:
             self._draws = ReplicaSeedGenerator(self.seed)
+        if self.relative:
+            self._start = StateVariable("start", (number,))
+            self._has_start = StateVariable("has_start")
 
     @property
     def shrinkage_covariance(self) -> keras.Variable:
-        """Σ_S, a float32 variable `(dim, dim)`."""
+        """Σ_S, a float32 variable, see the class."""
         return self._shrinkage_covariance.state
 
     @property
@@ -158,54 +277,203 @@ class IStarRegularization(HiddenStateRegularization):
         return self._has_shrinkage_covariance.state
 
     def measure(self, hidden_states: list[Tensor], masks: list) -> Tensor:
-        tokens = self._moments(hidden_states, masks)
-        if self.sync:
-            tokens = sum_over_replicas(tokens)
-        batch = moments.covariance(tokens)
-        estimate = ops.convert_to_tensor(self.shrinkage_covariance)
+        clouds = self._clouds(hidden_states, masks)
+        batches = [moments.covariance(tokens) for tokens in clouds]
+        estimates = self._by_cloud(self.shrinkage_covariance)
         # An average that is not finite would never become so again.
         has_estimate = ops.logical_and(
             ops.convert_to_tensor(self.has_shrinkage_covariance) > 0,
-            ops.all(ops.isfinite(estimate)),
+            ops.all(
+                ops.isfinite(ops.convert_to_tensor(self.shrinkage_covariance))
+            ),
         )
-        target = ops.where(
+        scores = [
+            self._shrunk_score(batch, estimate, has_estimate)
+            for batch, estimate in zip(batches, estimates, strict=True)
+        ]
+        averages = batches
+        if self.momentum is not None:
+            averages = self._average(
+                self.momentum, estimates, has_estimate, clouds, batches
+            )
+        score = self._of_clouds(scores)
+        if self.target is None:
+            return score
+        # What is held is the score of the moving average: that of a batch
+        # reads lower, and only says how to get there.
+        held = self._of_clouds([unchecked_isoscore(x) for x in averages])
+        held = ops.stop_gradient(ops.cast(held, score.dtype))
+        self._learn_start(held)
+        return score + (held - ops.stop_gradient(score))
+
+    def _shrunk_score(self, batch, estimate, has_estimate):
+        """IsoScore* of a batch, shrunk to Σ_S if there is one."""
+        goal = ops.where(
             has_estimate,
             ops.cast(estimate, batch.dtype),
             moments.scaled_identity(batch),
         )
-        if self.momentum is not None:
-            self._average(
-                self.momentum, estimate, has_estimate, tokens.count, batch
-            )
         shrinkage = ops.cast(self.setting("shrinkage"), batch.dtype)
-        return unchecked_isoscore(moments.shrink(batch, target, shrinkage))
+        return unchecked_isoscore(moments.shrink(batch, goal, shrinkage))
+
+    def _by_cloud(self, matrices):
+        """A list with the matrix of each cloud."""
+        matrices = ops.convert_to_tensor(matrices)
+        return ops.unstack(matrices) if self.per_layer else [matrices]
+
+    def _of_clouds(self, values):
+        """One tensor of what clouds have: with an axis of clouds if several."""
+        return ops.stack(values) if self.per_layer else values[0]
 
     def loss(self, measure: Tensor) -> Tensor:
-        return 1.0 - measure
+        if self.target is None:
+            return ops.mean(1.0 - measure)
+        return ops.mean(ops.square(measure - self._goal(measure)))
 
-    def _moments(self, states, masks):
+    def further_logs(self, measure: Tensor) -> dict[str, Tensor]:
+        if self.target is None:
+            return {}
+        return {"isoscore_target": ops.mean(self._goal(measure))}
+
+    def _goal(self, score):
+        """The value of the target that is nearest to a score, a constant."""
+        score = ops.stop_gradient(score)
+        bounds = ops.convert_to_tensor(self.setting("target"))
+        if self.relative:
+            bounds = bounds * ops.convert_to_tensor(self._start.state)[:, None]
+        bounds = ops.cast(ops.clip(bounds, 0.0, 1.0), score.dtype)
+        goal = nearest(score, ops.reshape(bounds, (*score.shape, 2)))
+        if self.relative:
+            is_known = ops.convert_to_tensor(self._has_start.state) > 0
+            goal = ops.where(is_known, goal, score)
+        return goal
+
+    def setting(self, name: str) -> Any:
+        value = super().setting(name)
+        if name == "target" and callable(self.target):
+            return scheduled_intervals(value, self.clouds)
+        return value
+
+    def numbers_in_force(self) -> dict[str, float]:
+        """Settings as numbers at this step; the target in units of IsoScore."""
+        names = ("strength", "shrinkage")
+        numbers = {name: self.value_in_force(name) for name in names}
+        if self.target is None:
+            return numbers
+        # Copies, for what a strategy mirrors is not a tensor.
+        bounds = self.target
+        if callable(bounds) and self._steps is not None:
+            steps = ops.convert_to_tensor(ops.copy(self._steps.state))
+            bounds = scheduled_intervals(bounds(steps), self.clouds)
+        else:
+            bounds = intervals(bounds, self.clouds)
+        bounds = np.asarray(ops.convert_to_numpy(bounds), "float64")
+        if self.relative:
+            bounds *= ops.convert_to_numpy(ops.copy(self._start.state))[:, None]
+        low, high = np.clip(bounds, 0.0, 1.0).mean(axis=0).tolist()
+        if low == high:
+            return {**numbers, "target": low}
+        return {**numbers, "target_low": low, "target_high": high}
+
+    def _learn_start(self, score):
+        """Takes the isotropy of the first steps, where nobody has set it."""
+        if not self.relative or self._steps is None:
+            return
+        score = ops.reshape(ops.cast(score, "float32"), (self.clouds,))
+        steps = ops.convert_to_tensor(self._steps.state)
+        start = ops.convert_to_tensor(self._start.state)
+        has_start = ops.convert_to_tensor(self._has_start.state)
+        is_last = ops.logical_and(steps >= STEPS_TO_START - 1, has_start == 0)
+        self._start.state.assign(ops.where(is_last, score, start))
+        self._has_start.state.assign(ops.where(is_last, 1.0, has_start))
+
+    def set_start(self, estimate: Tensor) -> None:
+        """Sets what a relative target is a multiple of.
+
+        Without this the layer takes it from its first training steps.
+
+        Args:
+            estimate: Covariance at the start, shaped like Σ_S. Its IsoScore,
+                for each cloud, is the start.
+
+        Raises:
+            ValueError: If the layer is not built or not `relative`.
+        """
+        if not self.built or not self.relative:
+            raise ValueError(
+                "`set_start` needs a built layer with `relative=True`. "
+                f"Received: layer={self.name!r}, relative={self.relative}"
+            )
+        scores = [unchecked_isoscore(x) for x in self._by_cloud(estimate)]
+        self._start.state.assign(ops.stack(scores))
+        self._has_start.state.assign(1.0)
+
+    @property
+    def has_start(self) -> bool:
+        """Whether a relative target knows what it is a multiple of."""
+        return self.relative and bool(ops.copy(self._has_start.state) > 0)
+
+    def _clouds(self, states, masks):
+        """Moments of each cloud, of the tokens of all replicas if `sync`."""
+        replicas = current_replicas() if self.sync else None
+        is_alone = replicas is None or replicas.number == 1
+        if self.per_layer or (self.centered and not is_alone):
+            pairs = zip(states, masks, strict=True)
+            clouds = [self._union([x], [mask]) for x, mask in pairs]
+        else:
+            clouds = [self._union(states, masks)]
+        if self.sync:
+            clouds = sum_over_replicas(*clouds)
+        if self.centered:
+            clouds = [moments.combine(clouds, centered=True)]
+        return clouds
+
+    def _union(self, states, masks):
         if self.max_tokens is None:
-            return moments.union_moments(states, masks)
+            return moments.union_moments(states, masks, centered=self.centered)
         size = max(2, self.max_tokens // len(states))
         return sampled_moments(states, masks, size, self._draws, self.sync)
 
-    def _average(self, momentum, before, has_before, count, batch):
+    def estimate(self, states: Sequence[Moments]) -> Tensor:
+        """Σ_S as moments of the states make it, shaped like the variable.
+
+        Args:
+            states: The moments of the tokens of each state.
+        """
+        if self.per_layer:
+            clouds = list(states)
+        else:
+            clouds = [moments.combine(list(states), centered=self.centered)]
+        return self._of_clouds([moments.covariance(x) for x in clouds])
+
+    def _average(self, momentum, before, has_before, clouds, batches):
         """One step of the moving average, skipped where it would be damaged."""
-        batch = ops.cast(ops.stop_gradient(batch), before.dtype)
-        momentum = self.momentum
-        after = momentum * before + (1.0 - momentum) * batch
-        after = ops.where(has_before, after, batch)
-        is_usable = ops.logical_and(count >= 2, ops.all(ops.isfinite(after)))
-        self.shrinkage_covariance.assign(ops.where(is_usable, after, before))
+        after = []
+        for old, batch in zip(before, batches, strict=True):
+            batch = ops.cast(ops.stop_gradient(batch), old.dtype)
+            new = momentum * old + (1.0 - momentum) * batch
+            after.append(ops.where(has_before, new, batch))
+        is_usable = functools.reduce(
+            ops.logical_and,
+            [tokens.count >= 2 for tokens in clouds]
+            + [ops.all(ops.isfinite(x)) for x in after],
+        )
+        after = [
+            ops.where(is_usable, new, old)
+            for new, old in zip(after, before, strict=True)
+        ]
+        self.shrinkage_covariance.assign(self._of_clouds(after))
         self.has_shrinkage_covariance.assign(
             ops.cast(ops.logical_or(is_usable, has_before), "float32")
         )
+        return after
 
     def set_shrinkage_covariance(self, value: Tensor) -> None:
         """Sets Σ_S.
 
         Args:
-            value: Covariance of shape `(dim, dim)`.
+            value: Covariance of shape `(dim, dim)`; with `per_layer` one for
+                each hidden state, `(states, dim, dim)`.
 
         Raises:
             ValueError: If the layer has not been built, or `value` has another
@@ -217,41 +485,61 @@ class IStarRegularization(HiddenStateRegularization):
                 "`set_shrinkage_covariance` needs a built layer: call the "
                 f"layer or its model once. Received: layer={self.name!r}"
             )
-        value = validation.check_covariance("value", value, self.dim, "float32")
-        self.shrinkage_covariance.assign(value)
+        parts = [value]
+        if self.per_layer:
+            value = validation.check_tensor("value", value)
+            shape = tuple(self.shrinkage_covariance.shape)
+            if tuple(value.shape) != shape:
+                raise ValueError(
+                    f"`value` must have shape {shape}. "
+                    f"Received: value.shape={tuple(value.shape)}"
+                )
+            parts = ops.unstack(value)
+        self.shrinkage_covariance.assign(
+            self._of_clouds(
+                [
+                    validation.check_covariance("value", x, self.dim, "float32")
+                    for x in parts
+                ]
+            )
+        )
         self.has_shrinkage_covariance.assign(1.0)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
+        if not callable(self.target):
+            config["target"] = target_config(self.target)
         config.update(
             {
-                "shrinkage": self.shrinkage,
-                "momentum": self.momentum,
-                "sync": self.sync,
-                "max_tokens": self.max_tokens,
-                "seed": self.seed,
+                name: getattr(self, name)
+                for name in (
+                    "momentum",
+                    "sync",
+                    "max_tokens",
+                    "seed",
+                    "relative",
+                    "per_layer",
+                    "centered",
+                )
             }
         )
         return config
 
-    def save_own_variables(self, store: Any) -> None:
-        for variable in self._estimates():
-            store[variable.name] = variable
+    def state_in_files(self) -> list[keras.Variable]:
+        state = super().state_in_files()
+        state += [self.shrinkage_covariance, self.has_shrinkage_covariance]
+        if self.relative:
+            state += [self._start.state, self._has_start.state]
+        return state
 
     def load_own_variables(self, store: Any) -> None:
-        # A file of a model without this layer leaves the estimates alone.
-        covariance, flag = self._estimates()
-        if covariance.name not in store.keys():
-            return
-        try:
-            self.set_shrinkage_covariance(np.asarray(store[covariance.name]))
-        except ValueError as e:
-            raise ValueError(
-                "`shrinkage_covariance` in a file of weights must be a "
-                f"covariance. Received, for layer {self.name!r}: {e}"
-            ) from e
-        flag.assign(float(np.asarray(store[flag.name]) > 0))
-
-    def _estimates(self):
-        """Variables that files hold."""
-        return [self.shrinkage_covariance, self.has_shrinkage_covariance]
+        name = self.shrinkage_covariance.name
+        if name in store.keys():
+            try:
+                self.set_shrinkage_covariance(np.asarray(store[name]))
+            except ValueError as e:
+                raise ValueError(
+                    "`shrinkage_covariance` in a file of weights must be a "
+                    f"covariance. Received, for layer {self.name!r}: {e}"
+                ) from e
+        super().load_own_variables(store)

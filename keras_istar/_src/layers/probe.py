@@ -73,6 +73,10 @@ class Probe(keras.layers.Layer):
     def build(self, input_shape: Any) -> None:
         pass
 
+    def log_name(self, quantity: str) -> str:
+        """Key of a quantity of these states in the logs."""
+        return quantity
+
     def call(
         self, hidden_states: list[Tensor], mask: list | None = None
     ) -> Tensor:

@@ -11,6 +11,8 @@ from keras_istar._src import validation
 from keras_istar._src.attach.attach import probed
 from keras_istar._src.attach.find_states import Layers
 from keras_istar._src.attach.padding import Mask
+from keras_istar._src.attach.pooling import Pooling
+from keras_istar._src.attach.pooling import check_pooling
 from keras_istar._src.compat import keras_data
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.layers.base import HiddenStateRegularization
@@ -40,6 +42,8 @@ def measure(
     measures: str | Sequence[str] = "all",
     *,
     mask: Mask = None,
+    pooling: Pooling = None,
+    centered: bool = False,
     shrinkage: float = 0.2,
     sample_tokens: int = 2_000,
     batch_size: int = 32,
@@ -91,6 +95,11 @@ def measure(
             `"all"` leaves `twonn` out, with a note in the report, where
             scikit-dimension is not installed.
         mask: Which tokens count, as in `attach`.
+        pooling: None for tokens, or how the tokens of an example become one
+            embedding, as in `attach`.
+        centered: Whether the mean of each state is taken off its tokens before
+            they join the union. `report.between_layers` is how much of its
+            variance that removes.
         shrinkage: ζ of IsoScore*, in [0, 1].
         sample_tokens: Size of the sample of each state, drawn uniformly from
             all of its tokens, at most 100,000: it is kept in memory, and
@@ -128,6 +137,8 @@ def measure(
     """
     names, left_out = choose(measures)
     validation.check_fraction("shrinkage", shrinkage)
+    validation.check_bool("centered", centered)
+    check_pooling(pooling)
     validation.check_optional_positive_int("max_tokens", max_tokens)
     validation.check_positive_int(
         "sample_tokens", sample_tokens, at_most=_MOST_SAMPLE_TOKENS
@@ -137,7 +148,7 @@ def measure(
     validation.check_verbose(verbose)
     keras_data.check_data(model, data)
     sample_size = sample_tokens if need_sample(names) else 0
-    with _shown(model, layers, mask, data, batch_size) as probe:
+    with _shown(model, layers, mask, pooling, data, batch_size) as probe:
         if keras_data.count_examples(model, data) == 0:
             raise _too_few_tokens(probe.state_names[0], 0)
         states_pass = StatesPass(
@@ -155,7 +166,9 @@ def measure(
             zip(probe.state_names, states_pass.run()[probe], strict=True)
         )
     _check_states(states)
-    union = running_statistics.unite(list(states.values()), sample_size, seed)
+    union = running_statistics.unite(
+        list(states.values()), sample_size, seed, centered
+    )
     return IsotropyReport(
         model=model.name,
         dim=probe.dim,
@@ -175,7 +188,12 @@ def measure(
 
 @contextlib.contextmanager
 def _shown(
-    model: keras.Model, layers: Layers, mask: Mask, data: Any, batch_size: int
+    model: keras.Model,
+    layers: Layers,
+    mask: Mask,
+    pooling: Pooling,
+    data: Any,
+    batch_size: int,
 ) -> Iterator[Any]:
     """Within this scope, `model` calls a layer on the hidden states.
 
@@ -185,18 +203,19 @@ def _shown(
     if not keras_graph.is_functional(model) and isinstance(model, keras.Model):
         held = keras_graph.find_layers(model, HiddenStateRegularization)
     if not held:
-        with probed(model, layers, mask) as probe:
+        with probed(model, layers, mask, pooling) as probe:
             yield probe
         return
     if layers != "all":
         held = [layer for layer in held if layer.name == layers]
-    if len(held) != 1 or mask is not None:
+    if len(held) != 1 or mask is not None or pooling is not None:
         known = keras_graph.find_layers(model, HiddenStateRegularization)
         raise ValueError(
             "`layers` must name one of the layers that a subclassed model "
             f"calls on hidden states, {[layer.name for layer in known]}, and "
-            "`mask` must be None: the layer is given its own. "
-            f"Received: layers={layers!r:.200}, mask={mask!r:.200}"
+            "`mask` and `pooling` must be None: the layer is given its own. "
+            f"Received: layers={layers!r:.200}, mask={mask!r:.200}, "
+            f"pooling={pooling!r:.200}"
         )
     if not held[0].built:
         keras_data.run_once(model, data, batch_size)

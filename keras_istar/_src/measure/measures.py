@@ -70,6 +70,7 @@ class Measure(NamedTuple):
             tokens it comes from after them.
         meaning: Formula and source, for the documentation.
         sample_column: Name of that number of tokens, if it reads the sample.
+        needs_directions: Whether it reads lengths or directions of tokens.
         needs_package: Module that it imports, if it does.
     """
 
@@ -77,6 +78,7 @@ class Measure(NamedTuple):
     compute: Callable[[MeasureInputs], tuple]
     meaning: str
     sample_column: str | None = None
+    needs_directions: bool = False
     needs_package: str | None = None
 
     @property
@@ -118,6 +120,18 @@ def choose(chosen: str | Sequence[str]) -> tuple[list[str], list[str]]:
 def need_sample(names: Sequence[str]) -> bool:
     """Whether any of the named measures reads a sample of the tokens."""
     return any(MEASURES[name].sample_column for name in names)
+
+
+def needs_only_moments(names: Sequence[str]) -> bool:
+    """Whether mean and covariance are all that the named measures read."""
+    return not need_sample(names) and not any(
+        MEASURES[name].needs_directions for name in names
+    )
+
+
+def columns_of(names: Sequence[str]) -> list[str]:
+    """Names of the numbers of the named measures that reports show."""
+    return [column for name in names for column in MEASURES[name].columns]
 
 
 def compute(names: Sequence[str], tokens: MeasureInputs) -> dict[str, float]:
@@ -305,6 +319,7 @@ MEASURES = {
         },
         lambda tokens: (average_cosine(tokens),),
         "mean cosine of all pairs of different tokens, exactly, from −1 to 1",
+        needs_directions=True,
     ),
     "partition_isotropy": Measure(
         {
@@ -362,6 +377,7 @@ MEASURES = {
         },
         lambda tokens: (tokens.norm_sum / tokens.count,),
         "mean Euclidean norm of the tokens",
+        needs_directions=True,
     ),
     "twonn": Measure(
         {

@@ -175,6 +175,18 @@ class IsotropyReport:
         ]
         return pandas.DataFrame.from_records(records).set_index("layer")
 
+    @property
+    def between_layers(self) -> float:
+        """Share of the union's variance between the means of the states.
+
+        The rest is that within the states. To move two means apart changes the
+        isotropy of the union, and that of neither state.
+        """
+        *states, union = [
+            (row.tokens - 1) * sum(row.variances) for row in self.rows
+        ]
+        return share_between(sum(states), union)
+
     def compare(self, other: "IsotropyReport") -> "pandas.DataFrame":
         """`other` minus this report: above zero where `other` has more.
 
@@ -346,6 +358,11 @@ def describe(
     )
 
 
+def share_between(within: float, total: float) -> float:
+    """Share of a sum of squares that is not within the parts of a cloud."""
+    return max(0.0, 1.0 - within / total) if total > 0 else 0.0
+
+
 def mean_and_covariance(tokens: Moments) -> tuple[np.ndarray, np.ndarray]:
     """Mean `(dim,)` and covariance `(dim, dim)` of tokens, in float64.
 
@@ -501,6 +518,11 @@ def _explanations(report) -> Iterator[str]:
         if sizes:
             (shown,) = measure.columns.values()
             yield (f"{shown.heading}: from a sample of {_range(sizes)} tokens.")
+    if len(report.rows) > 2:
+        yield (
+            f"Between layers: {report.between_layers:.0%} of the variance of "
+            "the union lies between the means of the layers."
+        )
     outliers = [
         f"{row.layer} {_listed(row.outlier_dimensions)}"
         for row in report.rows

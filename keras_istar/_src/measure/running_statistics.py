@@ -95,7 +95,7 @@ class RunningMoments:
         return Moments(*(ops.copy(v.value) for v in self._variables))
 
     def add(self, state: HiddenState) -> None:
-        seen = sum_over_replicas(moments.token_moments(*state))
+        (seen,) = sum_over_replicas(moments.token_moments(*state))
         seen = moments.to_float32(seen)
         assign(self._variables, moments.combine([self.value(), seen]))
 
@@ -269,21 +269,34 @@ class RunningTokenStatistics:
 
 
 def unite(
-    parts: Sequence[TokenStatistics], sample_size: int, seed: int
+    parts: Sequence[TokenStatistics],
+    sample_size: int,
+    seed: int,
+    centered: bool = False,
 ) -> TokenStatistics:
     """`TokenStatistics` of the union of disjoint streams.
 
     Its sample takes from each part what a uniform sample of all tokens would,
     decided by `seed`.
+
+    Args:
+        parts: Those of the streams.
+        sample_size: Number of tokens to sample; 0 for no sample.
+        seed: Decides the sample.
+        centered: Whether mean and covariance are those of tokens without the
+            mean of their stream.
     """
-    norm_sums, unit_sums, *counts = zip(
-        *(part.directions for part in parts), strict=True
-    )
-    return TokenStatistics(
-        moments.combine([part.moments for part in parts]),
-        Directions(
+    directions = None
+    if parts[0].directions is not None:
+        norm_sums, unit_sums, *counts = zip(
+            *(part.directions for part in parts), strict=True
+        )
+        directions = Directions(
             sum(norm_sums), np.sum(unit_sums, axis=0), *map(sum, counts)
-        ),
+        )
+    return TokenStatistics(
+        moments.combine([part.moments for part in parts], centered),
+        directions,
         _united_sample(parts, sample_size, seed) if sample_size > 0 else None,
     )
 

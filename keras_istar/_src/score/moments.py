@@ -27,96 +27,100 @@ def moments_dtype(dtype: Any) -> str:
     return "float64" if is_double else "float32"
 
 
-def _wide(tokens, weights):
-    """Tokens in the type of moments, zero where masked."""
-    return _zero_masked(ops.cast(tokens, moments_dtype(tokens.dtype)), weights)
-
-
 def _zero_masked(values, weights):
     if weights is None:
         return values
     return ops.where(weights[:, None] > 0, values, 0.0)
 
 
-def _deviations(center, tokens, weights):
-    """Deviations of several states from `center`, below each other.
-
-    They are zero where masked, and of the type in which they are multiplied.
-    """
-    if len(tokens) > 1:
-        if any(w is not None for w in weights):
-            weights = [
-                ops.ones(ops.shape(x)[:1], center.dtype) if w is None else w
-                for x, w in zip(tokens, weights, strict=True)
-            ]
-            weights = [ops.concatenate(weights)]
-        tokens = [ops.concatenate(tokens)]
-    values = ops.cast(tokens[0], center.dtype) - center
-    return ops.cast(_zero_masked(values, weights[0]), product_dtype(tokens[0]))
-
-
-def _groups(tokens_and_weights):
-    """Tokens and weights of neighboring states that are multiplied at once."""
+def _groups(centers, tokens_and_weights):
+    """Center, tokens and weights of neighboring states multiplied at once."""
     number = len(tokens_and_weights) // 2
-    pairs = zip(
-        tokens_and_weights[:number], tokens_and_weights[number:], strict=True
-    )
+    own = ops.unstack(centers, num=centers.shape[0])
+    if len(own) == 1:
+        own = own * number
     groups: list[list[tuple]] = []
-    for pair in pairs:
+    for state in zip(
+        own,
+        tokens_and_weights[:number],
+        tokens_and_weights[number:],
+        strict=True,
+    ):
         last = groups[-1] if groups else []
-        is_alike = last and last[0][0].dtype == pair[0].dtype
-        if is_alike and len(last) < states_at_once(pair[0]):
-            last.append(pair)
+        is_alike = last and last[0][1].dtype == state[1].dtype
+        if is_alike and len(last) < states_at_once(state[1]):
+            last.append(state)
         else:
-            groups.append([pair])
-    return [tuple(zip(*group, strict=True)) for group in groups]
+            groups.append([state])
+    return groups
 
 
-def _sums(center, *tokens_and_weights):
-    clouds = [
-        _deviations(center, *group) for group in _groups(tokens_and_weights)
-    ]
-    products = [matmul(ops.transpose(cloud), cloud) for cloud in clouds]
-    totals = [
-        ops.sum(ops.cast(cloud, center.dtype), axis=0) for cloud in clouds
-    ]
-    return _add(products), _add(totals)
+def _deviations(center, tokens, weights):
+    """`tokens - center`, zero where masked, in the type of the product."""
+    values = ops.cast(tokens, center.dtype) - center
+    return ops.cast(_zero_masked(values, weights), product_dtype(tokens))
+
+
+def _below_each_other(clouds):
+    return clouds[0] if len(clouds) == 1 else ops.concatenate(clouds)
+
+
+def _sums(centers, *tokens_and_weights):
+    products, totals = [], []
+    for group in _groups(centers, tokens_and_weights):
+        clouds = [_deviations(*state) for state in group]
+        cloud = _below_each_other(clouds)
+        products.append(matmul(ops.transpose(cloud), cloud))
+        if centers.shape[0] == 1:
+            clouds = [cloud]
+        totals += [ops.sum(ops.cast(x, centers.dtype), axis=0) for x in clouds]
+    if centers.shape[0] == 1:
+        totals = [_add(totals)]
+    return _add(products), ops.stack(totals)
 
 
 def _add(values):
     return sum(values[1:], start=values[0])
 
 
-def _gradient_of_sums(arguments, d_product, d_total):
-    center, *tokens_and_weights = arguments
+def _gradient_of_sums(arguments, d_product, d_totals):
+    centers, *tokens_and_weights = arguments
     # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
     both = d_product + ops.transpose(d_product)
+    groups = _groups(centers, tokens_and_weights)
+    d_own = _groups(d_totals, tokens_and_weights)
     d_tokens = last_first(
         [
-            functools.partial(_group_gradient, both, d_total, center, *group)
-            for group in _groups(tokens_and_weights)
+            functools.partial(_group_gradient, both, *group)
+            for group in zip(d_own, groups, strict=True)
         ],
         before=both,
     )
     return None, *d_tokens, *[None] * len(d_tokens)
 
 
-def _group_gradient(both, d_total, center, tokens, weights, before):
+def _group_gradient(both, d_totals, group, before):
     """Gradients of some states' tokens, computed after `before`."""
-    if tokens[0].dtype == center.dtype:
-        center = after(before, center)
-        seen = tokens
-    else:
-        # Otherwise the wider copy of the tokens would be kept as well.
-        seen = [after(before, x) for x in tokens]
-    cloud = _deviations(center, seen, weights)
-    d_cloud = matmul(cloud, ops.cast(both, cloud.dtype)) + d_total
+    clouds = []
+    for center, tokens, weights in group:
+        if tokens.dtype == center.dtype:
+            center = after(before, center)
+        else:
+            # Otherwise the wider copy of the tokens would be kept as well.
+            tokens = after(before, tokens)
+        clouds.append(_deviations(center, tokens, weights))
+    cloud = _below_each_other(clouds)
+    d_cloud = matmul(cloud, ops.cast(both, cloud.dtype))
     d_tokens, start = [], 0
-    for x, w in zip(tokens, weights, strict=True):
-        end = None if len(tokens) == 1 else start + x.shape[0]
-        d_own = d_cloud if end is None else d_cloud[start:end]
-        d_tokens.append(ops.cast(_zero_masked(d_own, w), x.dtype))
-        start = end
+    for (d_total, *_), (_, tokens, weights) in zip(
+        d_totals, group, strict=True
+    ):
+        d_own = d_cloud
+        if len(group) > 1:
+            d_own = d_cloud[start : start + tokens.shape[0]]
+            start += tokens.shape[0]
+        d_own = _zero_masked(d_own + d_total, weights)
+        d_tokens.append(ops.cast(d_own, tokens.dtype))
     return d_tokens
 
 
@@ -124,12 +128,12 @@ _sums_for_training = custom_gradient(_gradient_of_sums)(_sums)
 
 
 def sums_about(
-    center: Tensor, *tokens_and_weights: Tensor | None, train: bool
+    centers: Tensor, *tokens_and_weights: Tensor | None, train: bool
 ) -> tuple[Tensor, Tensor]:
     """Sums of the outer products of deviations, and of the deviations.
 
     Args:
-        center: `(dim,)`, a constant.
+        centers: Constants: `(1, dim)` for all states, or `(states, dim)`.
         *tokens_and_weights: For each state `(tokens, dim)`, any float dtype;
             then for each state None, or ones and zeros of shape `(tokens,)`.
         train: If true, only what is given is kept for the backward pass, which
@@ -138,11 +142,12 @@ def sums_about(
             forward: custom gradients have no `jax.jvp`.
 
     Returns:
-        Tensors of shape `(dim, dim)` and `(dim,)`, over all states.
+        Tensors of shape `(dim, dim)`, over all states, and of the shape of
+        `centers`, over the states of each center.
     """
     if train or keras.backend.backend() == "torch":
-        return _sums_for_training(center, *tokens_and_weights)
-    return _sums(center, *tokens_and_weights)
+        return _sums_for_training(centers, *tokens_and_weights)
+    return _sums(centers, *tokens_and_weights)
 
 
 class Moments(NamedTuple):
@@ -184,7 +189,11 @@ def token_moments(
 
 
 def union_moments(
-    states: list[Tensor], masks: list[Tensor | None], *, train: bool = True
+    states: list[Tensor],
+    masks: list[Tensor | None],
+    *,
+    train: bool = True,
+    centered: bool = False,
 ) -> Moments:
     """Moments of the unmasked tokens of several states, as one cloud.
 
@@ -201,31 +210,40 @@ def union_moments(
         states: Float tensors of shape `(..., dim)`.
         masks: For each state, None or a tensor of its shape without `dim`.
         train: How to differentiate, see `sums_about`.
+        centered: Whether each state's mean is taken off its tokens first.
 
     Returns:
         `Moments` of all their tokens.
     """
     flat = [flatten_tokens(*pair) for pair in zip(states, masks, strict=True)]
-    count = _add([_count(*tokens) for tokens in flat])
-    per_token = 1.0 / ops.maximum(count, 1.0)
-    center = ops.stop_gradient(_total(flat) * per_token)
+    counts = [_count(*tokens) for tokens in flat]
+    totals = [_total(*tokens) for tokens in flat]
+    if not centered:
+        counts, totals = [_add(counts)], [_add(totals)]
+    counts = ops.stack(counts)
+    per_token = 1.0 / ops.maximum(counts, 1.0)[:, None]
+    centers = ops.stop_gradient(ops.stack(totals) * per_token)
     tokens, weights = zip(*flat, strict=True)
-    product, rest = sums_about(center, *tokens, *weights, train=train)
-    offset = rest * per_token
+    product, rests = sums_about(centers, *tokens, *weights, train=train)
+    offsets = rests * per_token
     # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
     # rounding error of a center, so nothing cancels.
-    scatter = product - rest[:, None] * offset
-    return Moments(count, center, offset, scatter)
+    corrections = [rests[i][:, None] * offsets[i] for i in range(len(totals))]
+    scatter = product - _add(corrections)
+    if centered:
+        return _without_means(counts, scatter)
+    return Moments(counts[0], centers[0], offsets[0], scatter)
 
 
-def _total(flat):
-    return _add([ops.sum(_wide(*tokens), axis=0) for tokens in flat])
+def _total(tokens, weights):
+    wide = ops.cast(tokens, moments_dtype(tokens.dtype))
+    return ops.sum(_zero_masked(wide, weights), axis=0)
 
 
 def token_center(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the unmasked tokens to rounding, `(dim,)`, as a constant."""
     tokens = flatten_tokens(hidden_states, mask)
-    total = _total([tokens])
+    total = _total(*tokens)
     return ops.stop_gradient(total / ops.maximum(_count(*tokens), 1.0))
 
 
@@ -240,22 +258,31 @@ def flatten_tokens(
     return tokens, ops.cast(is_real, moments_dtype(tokens.dtype))
 
 
-def combine(parts: list[Moments]) -> Moments:
+def combine(parts: list[Moments], centered: bool = False) -> Moments:
     """Moments of the union of disjoint sets of tokens.
 
     Args:
         parts: `Moments` of the sets, in any order; empty sets are allowed.
+        centered: Whether the mean of each set is taken off its tokens first.
 
     Returns:
         `Moments` of all their tokens.
     """
-    if len(parts) == 1:
+    if len(parts) == 1 and not centered:
         return parts[0]
     counts, centers, offsets, scatters = zip(*parts, strict=True)
     scatter = sum(scatters[1:], start=scatters[0])
+    if centered:
+        return _without_means(ops.stack(counts), scatter)
     return merge(
         ops.stack(counts), ops.stack(centers), ops.stack(offsets), scatter
     )
+
+
+def _without_means(counts, scatter):
+    """Moments of sets of tokens whose means are zero, with their scatter."""
+    zero = ops.zeros_like(scatter[0])
+    return Moments(ops.sum(counts), zero, zero, scatter)
 
 
 def merge(
@@ -293,12 +320,12 @@ def merge(
     return Moments(count, center, offset, scatter + between)
 
 
-def sum_over_replicas(local: Moments) -> Moments:
+def sum_over_replicas(*clouds: Moments) -> list[Moments]:
     """Moments of the tokens of all replicas, the same on each.
 
     One all-reduce of one tensor. Scatters add up; counts, centers and offsets
     do not, so each replica writes its own into its row of a table that is zero
-    elsewhere, and the sum of the tables is the gathered table:
+    elsewhere, and the sum of the tables is the gathered table, for each cloud:
 
         [ scatter  0      ]   dim rows
         [ centers  counts ]   one row a replica
@@ -307,26 +334,43 @@ def sum_over_replicas(local: Moments) -> Moments:
     The gradient of the sum is the sum of the gradients of all replicas. It is
     exact if every replica's loss has the weight 1 / replicas: Keras and
     PyTorch's `DistributedDataParallel` see to that.
+
+    Args:
+        *clouds: `Moments` of this replica's tokens in clouds of one width.
+
+    Returns:
+        `Moments` of each cloud.
     """
     replicas = current_replicas()
     if replicas is None or replicas.number == 1:
-        return local
-    dim = local.scatter.shape[-1]
+        return list(clouds)
+    dim = clouds[0].scatter.shape[-1]
     own_row = ops.one_hot(
-        replicas.index, replicas.number, dtype=local.scatter.dtype
+        replicas.index, replicas.number, dtype=clouds[0].scatter.dtype
     )[:, None]
-    table = ops.concatenate(
-        [
+    tables = []
+    for local in clouds:
+        tables += [
             ops.pad(local.scatter, ((0, 0), (0, 1))),
             own_row * ops.append(local.center, local.count),
             own_row * ops.append(local.offset, 0.0),
         ]
-    )
-    table = replicas.all_reduce(table)
-    scatter, centers, offsets = ops.split(table, [dim, dim + replicas.number])
-    return merge(
-        centers[:, dim], centers[:, :dim], offsets[:, :dim], scatter[:, :dim]
-    )
+    table = replicas.all_reduce(ops.concatenate(tables))
+    rows = dim + 2 * replicas.number
+    summed = []
+    for i in range(len(clouds)):
+        scatter, centers, offsets = ops.split(
+            table[i * rows : (i + 1) * rows], [dim, dim + replicas.number]
+        )
+        summed.append(
+            merge(
+                centers[:, dim],
+                centers[:, :dim],
+                offsets[:, :dim],
+                scatter[:, :dim],
+            )
+        )
+    return summed
 
 
 def to_float32(moments: Moments) -> Moments:
