@@ -17,6 +17,7 @@ something else runs on the machine. Sections:
                 product), reading and writing the states at the rate of a
                 copy, the textbook way, and the PyPI package IsoScore if it
                 is installed
+    accuracy    score and gradient of the penalty against NumPy float64 (GPU)
     memory      peak memory of the train step
     growth      exponents of the cost in layers, tokens and width (CPU)
     callback    the callback's pass against `predict` (CPU)
@@ -43,6 +44,7 @@ if not __package__:  # `python benchmarks` puts this very folder on the path.
     sys.path[0] = str(pathlib.Path(__file__).resolve().parents[1])
 
 from benchmarks import report
+from benchmarks import timing
 from benchmarks.processes import apart
 from benchmarks.processes import call
 
@@ -60,6 +62,7 @@ _SECTIONS = {
         "train_step.rows", ("tensorflow", "jax"), ("jax or torch",)
     ),
     "penalty": _Section("penalty.rows", ("tensorflow",), ("jax", "torch")),
+    "accuracy": _Section("accuracy.rows", (), ("jax or torch",)),
     "memory": _Section("train_step.memory", ("tensorflow",), ("jax or torch",)),
     "growth": _Section("penalty.growth", ("tensorflow",)),
     "callback": _Section("callback.rows", ("tensorflow",)),
@@ -93,6 +96,22 @@ def _options():
         help="toy sizes, to see that it runs; a CPU does for --device gpu",
     )
     add(
+        "--backend",
+        choices=("tensorflow", "jax", "torch"),
+        help="leave out what others than this one run",
+    )
+    add(
+        "--seconds",
+        type=float,
+        default=float("inf"),
+        help="time after which no further case starts (GPU)",
+    )
+    add(
+        "--variants",
+        action="store_true",
+        help="also other choices than the kernel makes (JAX on a GPU)",
+    )
+    add(
         "--output",
         type=pathlib.Path,
         default=pathlib.Path("costs"),
@@ -113,6 +132,7 @@ def _options():
             f"Received: --only {options.only}"
         )
     options.only = given
+    options.deadline = time.time() + options.seconds
     return options
 
 
@@ -124,9 +144,14 @@ def _run(options, cache):
     for name in options.only:
         sections[name] = []
         for names in getattr(_SECTIONS[name], options.device):
-            backend = _installed(names)
+            backend = _installed(names, options)
+            if options.backend not in (None, backend):
+                continue
             if backend is None:
                 print(f"{name}: {names} is not installed, left out", flush=True)
+                continue
+            if time.time() > options.deadline:
+                failed.append(f"{name} on {backend}, for want of time")
                 continue
             seconds = time.perf_counter() - start
             print(f"{seconds:4.0f} s, {name}: {backend}", flush=True)
@@ -161,7 +186,7 @@ def _machine(options, cache):
         for name in options.only
         for backends in getattr(_SECTIONS[name], options.device)
     )
-    backend = _installed(names)
+    backend = _installed(names, options)
     if backend is None:
         sys.exit(f"These sections need {names}. Received: {options.only}")
     environment = _environment(options, backend, cache)
@@ -188,8 +213,11 @@ def _finished(path, machine):
     return sections if measured_on == machine else {}
 
 
-def _installed(names):
-    for name in names.split(" or "):
+def _installed(names, options):
+    names = names.split(" or ")
+    if options.backend in names:
+        names = [options.backend]
+    for name in names:
         if importlib.util.find_spec(name) is not None:
             return name
     return None
@@ -206,6 +234,8 @@ def _environment(options, backend, cache):
         hidden = {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
         return environment | hidden
     return environment | {
+        timing.DEADLINE: str(options.deadline),
+        "KERAS_ISTAR_BENCHMARK_VARIANTS": str(int(options.variants)),
         # PyTorch needs some of the GPU's memory too.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         # Steps whose memory is measured were compiled before, for their times:

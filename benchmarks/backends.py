@@ -4,6 +4,7 @@ Functions that do some work take a number of calls, and return when these are
 done.
 """
 
+import concurrent.futures
 import importlib.metadata
 import os
 import platform
@@ -18,6 +19,7 @@ BACKEND = keras.backend.backend()
 FRAMEWORK = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}[
     BACKEND
 ]
+_compilers = concurrent.futures.ThreadPoolExecutor()
 _PACKAGES = ("keras", "keras-hub", "tensorflow", "jax", "torch", "IsoScore")
 
 if BACKEND == "jax":
@@ -57,8 +59,8 @@ def gpu_name() -> str:
 def compiled(function: Callable, *arguments: Any) -> Callable[[int], None]:
     """Compiles `function(*arguments)`; PyTorch runs it as it is."""
     if BACKEND == "jax":
-        call = jax.jit(function)
-    elif BACKEND == "torch":
+        return _compiled_ahead(function, *arguments)
+    if BACKEND == "torch":
         call = torch.no_grad()(function)
     else:
         call = tf.function(function)
@@ -73,8 +75,7 @@ def compiled_gradient(
     PyTorch runs them as they are unless `torch_compile` is true.
     """
     if BACKEND == "jax":
-        call = jax.jit(jax.value_and_grad(function))
-        return repeated(lambda: call(states))
+        return _compiled_ahead(jax.value_and_grad(function), states)
     if BACKEND == "torch":
         leaves = [state.detach().requires_grad_() for state in states]
         forward = torch.compile(function) if torch_compile else function
@@ -88,6 +89,26 @@ def compiled_gradient(
         return value, tape.gradient(value, states)
 
     return repeated(gradient)
+
+
+def _compiled_ahead(function, *arguments):
+    """Traces at once; compiles on another core while others are traced."""
+    lowered = jax.jit(function).lower(*arguments)
+    program = _compilers.submit(lowered.compile)
+    return repeated(lambda: program.result()(*arguments))
+
+
+def value_and_gradient(function: Callable) -> Callable[[list], tuple]:
+    """Returns value and gradients for given states, on JAX and PyTorch."""
+    if BACKEND == "jax":
+        return jax.jit(jax.value_and_grad(function))
+
+    def call(states):
+        leaves = [state.detach().requires_grad_() for state in states]
+        value = function(leaves)
+        return value.detach(), torch.autograd.grad(value, leaves)
+
+    return call
 
 
 def train_step(model: keras.Model, x: dict, y: Any) -> Callable[[int], None]:
@@ -120,7 +141,7 @@ class JaxStep:
 
     Attributes:
         traced: The step as traced.
-        program: The step as compiled.
+        program: The step as compiled, on another core in the meantime.
     """
 
     def __init__(self, model: keras.Model, x: dict, y: Any):
@@ -137,11 +158,16 @@ class JaxStep:
         )
         step = jax.jit(model.train_step, donate_argnums=0)
         self.traced = step.trace(self._state, self._batch)
-        self.program = self.traced.lower().compile()
+        self._program = _compilers.submit(self.traced.lower().compile)
+
+    @property
+    def program(self):
+        return self._program.result()
 
     def __call__(self, steps: int) -> None:
+        program = self.program
         for _ in range(steps):
-            _, self._state = self.program(self._state, self._batch)
+            _, self._state = program(self._state, self._batch)
         jax.block_until_ready(self._state)
 
     def peak(self) -> float:

@@ -1,6 +1,8 @@
 """The penalty alone, forward and backward, against floors and other ways."""
 
+import functools
 import importlib.util
+import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,35 +12,62 @@ from keras import ops
 
 import keras_istar
 from benchmarks import backends
+from benchmarks import variants
 from benchmarks.backends import BACKEND
 from benchmarks.report import Row
+from benchmarks.report import said
 from benchmarks.report import timing_row
 from benchmarks.timing import alternate
+from benchmarks.timing import is_late
 from benchmarks.timing import milliseconds
+from benchmarks.timing import wait_for_turn
 
 _OURS = "keras_istar"
 _ARITHMETIC = "arithmetic floor"
 _TRAFFIC = "reading and writing the states"
 _TORCH_COMPILE = "keras_istar, torch.compile"
+_REWRITE = "a few lines of JAX, bfloat16 products"
 _EIGH = "concatenate, covariance, eigenvalues, autodiff"
+_ISOSCORE = "IsoScore 2.0.1"
+# Seconds for timing what has been compiled.
+_RESERVE = 60.0
 _TOKENS_IN_A_STATE = 4096  # A batch of 32 sentences of length 128.
+
+if BACKEND == "jax":
+    from benchmarks import jax_rewrite
 
 
 class _Case(NamedTuple):
     tokens: int
     dim: int
     dtype: str = "float32"
+    ours: str = _OURS
 
 
 def rows(device: str, tiny: bool) -> list[Row]:
     """Rows for each number of tokens, width and dtype."""
     # At this size of a product, and of a copy, the device shows its rates.
     edge = 64 if tiny else 8192 if device == "gpu" else 3072
-    return [
-        row
-        for case in _cases(device, tiny)
-        for row in _case_rows(case, device, edge)
-    ]
+    floors, found = {}, []
+
+    def sides(case):
+        if case.dtype not in floors:
+            floors[case.dtype] = _floors(case.dtype, edge)
+        return floors[case.dtype] | _sides(case, device)
+
+    cases = _cases(device, tiny)
+    if device == "cpu":
+        for case in cases:
+            found += said(_case_rows(case, device, edge, sides(case)))
+        return found
+    # Nothing is timed while something is compiled.
+    prepared = [(c, sides(c)) for c in cases if not is_late(_RESERVE)]
+    prepared = [(c, _those_that_run(c, able)) for c, able in prepared]
+    wait_for_turn()
+    for case, able in prepared:
+        if case.ours in able and not is_late():
+            found += said(_case_rows(case, device, edge, able))
+    return found
 
 
 def _cases(device, tiny):
@@ -46,27 +75,63 @@ def _cases(device, tiny):
         sizes = (64, 128) if tiny else (512, 4096, 49_152)
         widths = (8, 16) if tiny else (384, 768, 2048)
         return [_Case(n, dim) for n in sizes for dim in widths]
-    sizes, dtypes = [(4096, 768), (49_152, 768), (49_152, 2048)], ("float32",)
-    if BACKEND == "jax":
-        sizes += [(49_152, 384), (49_152, 4096), (393_216, 768)]
-        dtypes += ("bfloat16",)
+    sizes = [(4096, 768), (49_152, 768), (49_152, 2048)]
+    if BACKEND == "torch":
+        sizes = [(64, 8), (12_288, 8)] if tiny else sizes
+        return [
+            _Case(*size, ours=ours)
+            for ours in (_OURS, _TORCH_COMPILE)
+            for size in sizes
+        ]
+    # Those that the targets are about, first.
+    sizes = [(49_152, 768), (49_152, 2048), (4096, 768)]
+    sizes += [(49_152, 384), (49_152, 4096), (393_216, 768)]
     if tiny:
-        sizes = [(64, 8)]
-    return [_Case(*size, dtype) for size in sorted(sizes) for dtype in dtypes]
+        sizes = [(64, 8), (12_288, 8)]
+    cases = [_Case(*size, "bfloat16") for size in sizes]
+    return cases + [_Case(*size) for size in sizes[:2]]
 
 
-def _case_rows(case, device, edge):
-    states = hidden_states(*case)
-    others = _other_ways(case, device, states)
-    square = ops.ones((edge, edge), case.dtype)
-    copied = ops.ones((4 * edge, edge), case.dtype)
-    sides = {
-        _OURS: backends.compiled_gradient(penalty(states), states),
-        _ARITHMETIC: backends.compiled(ops.matmul, square, square),
+def _floors(dtype, edge):
+    """A large product and a large copy, of random numbers: zeros are faster."""
+    a, b, copied = (
+        ops.cast(keras.random.normal(shape, seed=seed), dtype)
+        for seed, shape in enumerate([(edge, edge)] * 2 + [(4 * edge, edge)])
+    )
+    return {
+        _ARITHMETIC: backends.compiled(ops.matmul, a, b),
         _TRAFFIC: backends.compiled(lambda x: x * 2, copied),
     }
-    budget, shortest = (20.0, 0.0) if device == "cpu" else (2.0, 0.01)
-    seconds = alternate(sides | others, 25, budget, shortest)
+
+
+def _sides(case, device):
+    """Functions that compute the penalty, ours first."""
+    states = hidden_states(case.tokens, case.dim, case.dtype)
+    ours = backends.compiled_gradient(
+        penalty(states), states, torch_compile=case.ours == _TORCH_COMPILE
+    )
+    return {case.ours: ours} | _other_ways(case, device, states)
+
+
+def _those_that_run(case, sides):
+    """Sides, compiled and warm; those that fail are shown and left out."""
+    able = {}
+    for name, run in sides.items():
+        if is_late(_RESERVE):
+            break
+        try:
+            run(1)
+        except Exception:  # The others are worth having.
+            print(f"{case}, {name} fails:", flush=True)
+            traceback.print_exc()
+        else:
+            able[name] = run
+    return able
+
+
+def _case_rows(case, device, edge, sides):
+    budget, shortest = (20.0, 0.0) if device == "cpu" else (1.5, 0.01)
+    seconds = alternate(sides, 25, budget, shortest)
     # 4 n d² operations at the rate of the large product's 2 edge³.
     size = case.tokens * case.dim
     _scale(seconds, _ARITHMETIC, 2 * size * case.dim / edge**3)
@@ -81,10 +146,13 @@ def _case_rows(case, device, edge):
     rows = []
     for floor in floors:
         limit = _at_most(case, device) if floor == higher else None
-        rows.append(timing_row(name, seconds, _OURS, floor, at_most=limit))
-    for side in others:
-        limit = None if side == _TORCH_COMPILE else _at_least(case, device)
-        rows.append(timing_row(name, seconds, side, _OURS, at_least=limit))
+        rows.append(timing_row(name, seconds, case.ours, floor, at_most=limit))
+    for side in sides:
+        if side in (case.ours, *floors):
+            continue
+        is_other = side in (_EIGH, _ISOSCORE)
+        limit = _at_least(case, device) if is_other else None
+        rows.append(timing_row(name, seconds, side, case.ours, at_least=limit))
     return rows
 
 
@@ -113,7 +181,7 @@ def _at_least(case, device):
 def penalty(states: list) -> Callable[[list], object]:
     """The attached layer's penalty as a function of states like these."""
     layer = keras_istar.IStarRegularization(strength=1.0)
-    layer(states)  # Builds it.
+    layer.build([state.shape for state in states])
 
     def function(states):
         layer(states, training=True)
@@ -137,18 +205,49 @@ def hidden_states(
 def _other_ways(case, device, states):
     """Functions that compute the same, or nearly so."""
     ways = {}
-    if BACKEND == "torch":
-        ways[_TORCH_COMPILE] = backends.compiled_gradient(
-            penalty(states), states, torch_compile=True
-        )
-    # On a GPU, larger ones would take longer than all the rest.
-    if device == "gpu" and (case.tokens > 49_152 or case.dim > 2048):
-        return ways
+    if BACKEND == "torch" and case.ours == _OURS:
+        ways |= _variants(case, states)
+    if device == "gpu" and BACKEND == "jax":
+        if case.dtype == "bfloat16":
+            ways[_REWRITE] = backends.compiled_gradient(
+                jax_rewrite.isoscore, states
+            )
+            ways |= _variants(case, states)
+        # The others would take longer than all the rest.
+        if (case.tokens, case.dim) not in ((49_152, 768), (64, 8)):
+            return ways
     ways[_EIGH] = backends.compiled_gradient(textbook_score, states)
     if case.dtype == "float32" and importlib.util.find_spec("IsoScore"):
-        where, run = _isoscore_package(states)
-        ways[f"IsoScore 2.0.1 (PyTorch on {where})"] = run
+        ways[_ISOSCORE] = _isoscore_package(states)
     return ways
+
+
+def _variants(case, states):
+    """The package's kernel with other choices, if they are asked for."""
+    if not variants.IS_ASKED_FOR:
+        return {}
+    ways = {}
+    for name in variants.NAMES:
+        is_other = (
+            case.tokens > _TOKENS_IN_A_STATE
+            if "at once" in name
+            else case.dtype == "bfloat16"
+        )
+        if is_other:
+            with variants.variant(name):
+                run = backends.compiled_gradient(penalty(states), states)
+            if BACKEND == "torch":  # Which traces nothing.
+                run = _inside(name, run)
+            ways[f"{_OURS}, {name}"] = run
+    return ways
+
+
+def _inside(name, run):
+    def run_inside(calls):
+        with variants.variant(name):
+            run(calls)
+
+    return run_inside
 
 
 def textbook_score(states: list):
@@ -165,23 +264,32 @@ def textbook_score(states: list):
 
 
 def _isoscore_package(states):
-    """Device, and the published implementation with its gradient there."""
-    import torch
-    from IsoScore.IsoScore import istar
+    """The published implementation with its gradient, where PyTorch runs."""
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    points = np.concatenate([ops.convert_to_numpy(s) for s in states])
-    cloud = torch.tensor(points, device=device)
-    identity = torch.eye(cloud.shape[1], device=device)
-    score = istar().IsoScore_star
+    @functools.cache
+    def cloud():
+        import torch
+
+        points = np.concatenate([ops.convert_to_numpy(s) for s in states])
+        return torch.tensor(points, device=_torch_device())
 
     def call():
-        leaf = cloud.clone().requires_grad_()
-        score(leaf, identity, 0.2, is_eval=False).backward()
-        if device == "cuda":
+        import torch
+        from IsoScore.IsoScore import istar
+
+        leaf = cloud().clone().requires_grad_()
+        identity = torch.eye(leaf.shape[1], device=leaf.device)
+        istar().IsoScore_star(leaf, identity, 0.2, is_eval=False).backward()
+        if leaf.is_cuda:
             torch.cuda.synchronize()
 
-    return ("GPU" if device == "cuda" else "CPU"), backends.repeated(call)
+    return backends.repeated(call)
+
+
+def _torch_device():
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def growth(device: str, tiny: bool) -> list[Row]:

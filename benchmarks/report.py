@@ -12,6 +12,7 @@ from benchmarks.timing import milliseconds
 TITLES = {
     "train-step": "Train step",
     "penalty": "Penalty alone, forward and backward",
+    "accuracy": "Accuracy of score and gradient",
     "memory": "Peak memory of a train step",
     "growth": "Growth of the penalty's cost",
     "callback": "Callback's pass, and inference",
@@ -87,6 +88,13 @@ def number_row(
     value, reference = values[side], values[against]
     ratio = Ratio(*[value / reference] * 4, rounds=1)
     return Row(case, side, value, unit, against, reference, ratio, **target)
+
+
+def said(rows: list[Row]) -> list[Row]:
+    """Prints rows as soon as they are there, and returns them."""
+    for row in rows:
+        print(_line(_cells(row)), flush=True)
+    return rows
 
 
 def read(path: pathlib.Path) -> tuple[dict, dict[str, list[Row]]]:

@@ -9,12 +9,16 @@ import keras_istar
 from benchmarks import backends
 from benchmarks import models
 from benchmarks import processes
+from benchmarks import variants
 from benchmarks.backends import BACKEND
 from benchmarks.backends import FRAMEWORK
 from benchmarks.report import Row
 from benchmarks.report import number_row
+from benchmarks.report import said
 from benchmarks.report import timing_row
 from benchmarks.timing import alternate
+from benchmarks.timing import is_late
+from benchmarks.timing import wait_for_turn
 
 PLAIN = "plain step"
 ATTACHED = {
@@ -27,11 +31,15 @@ _ON_GPU = (
     models.BERT_BASE._replace(batch=32),
     models.BERT_BASE._replace(batch=64, length=256),
 )
+# Seconds for compiling and timing what has been traced.
+_RESERVE = 75.0
 _GPU_POLICY = "mixed_bfloat16"
 
 
 def rows(device: str, tiny: bool) -> list[Row]:
     """Times for each size, on TensorFlow with and without XLA."""
+    if device == "gpu":
+        return _gpu_rows(tiny)
     compilations = (False,)
     if BACKEND == "tensorflow" and not tiny:
         compilations += (True,)
@@ -39,9 +47,7 @@ def rows(device: str, tiny: bool) -> list[Row]:
     for encoder in _encoders(device, tiny):
         for jit_compile in compilations:
             # Models in one process share too much to be freed.
-            found += processes.apart(
-                _time_rows, encoder, device, tiny, jit_compile
-            )
+            found += processes.apart(_time_rows, encoder, tiny, jit_compile)
     return found
 
 
@@ -68,9 +74,10 @@ def make_step(
     keras.utils.set_random_seed(0)
     model = models.classifier(encoder)
     if side != PLAIN:
-        keras_istar.attach(model, strength=-1.0, **ATTACHED[side])
+        keras_istar.attach(model, strength=-1.0, **ATTACHED.get(side, {}))
     models.compile_classifier(model, jit_compile)
-    return backends.train_step(model, *models.batch(encoder))
+    with variants.variant(side):
+        return backends.train_step(model, *models.batch(encoder))
 
 
 def _encoders(device, tiny):
@@ -84,30 +91,61 @@ def _case(encoder, device, framework=FRAMEWORK):
     return f"{encoder}, {policy}{framework}"
 
 
-def _time_rows(encoder, device, tiny, jit_compile):
-    """Times the sides in turns."""
-    if device == "gpu":
-        keras.config.set_dtype_policy(_GPU_POLICY)
+def _gpu_rows(tiny):
+    """Times every size; the steps of all are compiled side by side."""
+    keras.config.set_dtype_policy(_GPU_POLICY)
+    encoders = _encoders("gpu", tiny)
+    steps = {
+        encoder: {
+            side: make_step(encoder, side, True)
+            for side in (PLAIN, "every token")
+        }
+        for encoder in encoders
+    }
+    more = () if tiny else tuple(ATTACHED)[1:]
+    if variants.IS_ASKED_FOR:
+        more = variants.NAMES + more
+    for side in more:
+        if not is_late(_RESERVE):
+            steps[encoders[0]][side] = make_step(encoders[0], side, True)
+    for sides in steps.values():
+        for run in sides.values():
+            run(1)
+    wait_for_turn()
+    found = []
+    for encoder, sides in steps.items():
+        if is_late():
+            break
+        seconds = alternate(sides, 3 if tiny else 30, 6.0, 0.0 if tiny else 0.1)
         limits = {"every token": 1.03 if encoder.length == 128 else 1.02}
-        budget, shortest = 8.0, 0.0 if tiny else 0.2
-    else:
-        limits = dict.fromkeys(ATTACHED, 1.04) | {"max_tokens=2048": 1.015}
-        budget, shortest = 120.0, 0.0
+        case = _case(encoder, "gpu")
+        found += said(_rows_against_plain(case, seconds, limits))
+        if BACKEND == "jax":
+            peaks = {side: step.peak() for side, step in sides.items()}
+            memory = _memory_rows(f"{case}, memory as compiled", peaks, "gpu")
+            found += said(memory)
+    return found
+
+
+def _rows_against_plain(case, seconds, limits):
+    return [
+        timing_row(case, seconds, side, PLAIN, at_most=limits.get(side))
+        for side in seconds
+        if side != PLAIN
+    ]
+
+
+def _time_rows(encoder, tiny, jit_compile):
+    """Times the sides in turns, on a CPU."""
+    limits = dict.fromkeys(ATTACHED, 1.04) | {"max_tokens=2048": 1.015}
     attached = ("every token",) if tiny else ATTACHED
     steps = {
         side: make_step(encoder, side, jit_compile)
         for side in (PLAIN, *attached)
     }
-    seconds = alternate(steps, 3 if tiny else 30, budget, shortest)
-    case = _case(encoder, device, FRAMEWORK + " with XLA" * jit_compile)
-    found = [
-        timing_row(case, seconds, side, PLAIN, at_most=limits.get(side))
-        for side in attached
-    ]
-    if device == "gpu" and BACKEND == "jax":
-        peaks = {side: step.peak() for side, step in steps.items()}
-        found += _memory_rows(f"{case}, memory as compiled", peaks, device)
-    return found
+    seconds = alternate(steps, 3 if tiny else 30, budget=120.0)
+    case = _case(encoder, "cpu", FRAMEWORK + " with XLA" * jit_compile)
+    return _rows_against_plain(case, seconds, limits)
 
 
 def _memory_rows(case, peaks, device):

@@ -1,5 +1,6 @@
 """Functions that bring their own gradient, on every backend."""
 
+import functools
 import weakref
 from collections.abc import Callable
 
@@ -9,32 +10,31 @@ from keras import ops
 from keras_istar._src.types import Tensor
 
 
-def custom_gradient(function: Callable) -> Callable:
-    """Makes a function of its outputs and their gradient differentiable.
-
-    PyTorch differentiates the operations of `function` by itself instead: the
-    gradient is the same, at the price of autodiff.
+def custom_gradient(gradient: Callable) -> Callable:
+    """Decorates a function of tensors with its gradient, on every backend.
 
     Args:
-        function: Function of tensors, or None for those that are absent. It
-            returns a tensor or a tuple of them, and a function that takes the
-            gradients of these and returns one for each argument, None for
-            none.
+        gradient: Function of the arguments, a tuple in which those that are
+            absent are None, and of the gradients of the outputs, one for each.
+            It returns a gradient for each argument, None for none.
 
     Returns:
-        Function of the same arguments that returns those tensors.
+        Decorator of a function that returns a tensor or a tuple of them.
+        Arguments are kept for the backward pass, and nothing else.
     """
     if keras.backend.backend() == "torch":
-        return lambda *arguments: function(*arguments)[0]
+        return functools.partial(_torch_differentiable, gradient)
+    return functools.partial(_differentiable, gradient)
 
+
+def _differentiable(gradient, function):
     def differentiable(*arguments):
         given = [x is not None for x in arguments]
         gradient_functions = []
 
         def outputs_and_gradient(*tensors):
             rest = iter(tensors)
-            filled = [next(rest) if is_given else None for is_given in given]
-            outputs, gradient = function(*filled)
+            filled = tuple(next(rest) if x else None for x in given)
 
             def gradients(*upstream):
                 # JAX hands over one tuple, TensorFlow its members.
@@ -43,14 +43,14 @@ def custom_gradient(function: Callable) -> Callable:
                 return tuple(
                     _zeros_unless(value, x)
                     for value, x in zip(
-                        gradient(*upstream), filled, strict=True
+                        gradient(filled, *upstream), filled, strict=True
                     )
                     if x is not None
                 )
 
             if keras.backend.backend() == "tensorflow":
                 gradient_functions.append(gradients)
-            return outputs, gradients
+            return function(*filled), gradients
 
         tensors = [x for x in arguments if x is not None]
         outputs = ops.custom_gradient(outputs_and_gradient)(*tensors)
@@ -61,17 +61,40 @@ def custom_gradient(function: Callable) -> Callable:
     return differentiable
 
 
+def _torch_differentiable(gradient, function):
+    import torch
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(context, *arguments):
+            context.save_for_backward(*arguments)
+            return function(*arguments)
+
+        @staticmethod
+        def backward(context, *upstream):
+            return gradient(context.saved_tensors, *upstream)
+
+    def differentiable(*arguments):
+        tensors = [
+            x if x is None else ops.convert_to_tensor(x) for x in arguments
+        ]
+        return Differentiable.apply(*tensors)
+
+    return differentiable
+
+
 def _zeros_unless(gradient, tensor):
     return ops.zeros_like(tensor) if gradient is None else gradient
 
 
 # On JAX, XLA orders operations to save memory, and gradients may be sharded: to
-# wait for one, devices would have to exchange a piece of it.
-_ONE_AFTER_THE_OTHER = keras.backend.backend() != "jax"
+# wait for one, devices would have to exchange a piece of it. PyTorch goes by
+# the order of the calls.
+_ONE_AFTER_THE_OTHER = keras.backend.backend() == "tensorflow"
 
 
 def last_first(
-    gradients: list[Callable[[Tensor | None], Tensor]],
+    gradients: list[Callable[[Tensor | None], list[Tensor]]],
     before: Tensor | None = None,
 ) -> list[Tensor]:
     """Gradients of states, one at a time where nothing else sees to it.
@@ -81,8 +104,9 @@ def last_first(
     step.
 
     Args:
-        gradients: For each state a function that returns the gradient,
-            computed `after` the tensor it is given.
+        gradients: For each state, or for some that are computed together, a
+            function that returns a list of their gradients, computed `after`
+            the tensor it is given.
         before: What the first of them is given.
 
     Returns:
@@ -90,7 +114,7 @@ def last_first(
     """
     found: list[Tensor] = []
     for gradient in reversed(gradients):
-        found.insert(0, gradient(before))
+        found = gradient(before) + found
         if _ONE_AFTER_THE_OTHER:
             before = found[0]
     return found

@@ -198,7 +198,7 @@ def unchecked_isoscore(covariance: Tensor) -> Tensor:
         Scalar tensor in [0, 1], NaN if the covariance is not finite.
     """
     dim = covariance.shape[-1]
-    largest = ops.stop_gradient(ops.max(ops.abs(covariance)))
+    largest = ops.stop_gradient(ops.amax(ops.abs(covariance)))
     is_zero = largest == 0
     covariance = covariance / ops.where(is_zero, 1.0, largest)
     trace = ops.sum(covariance * ops.eye(dim, dtype=covariance.dtype))

@@ -15,23 +15,10 @@ from keras_istar._src.compat.distribution import current_replicas
 from keras_istar._src.compat.gradients import after
 from keras_istar._src.compat.gradients import custom_gradient
 from keras_istar._src.compat.gradients import last_first
+from keras_istar._src.compat.products import matmul
+from keras_istar._src.compat.products import product_dtype
+from keras_istar._src.compat.products import states_at_once
 from keras_istar._src.types import Tensor
-
-
-def matmul(a: Any, b: Any) -> Any:
-    """`a @ b`, where a TPU would take float32 for bfloat16.
-
-    One bfloat16 pass would put the score off by up to 2e-5 and its gradient by
-    2e-3, even though deviations from the mean are multiplied; three passes, or
-    the TF32 of recent GPUs, are as good as float32. TensorFlow has no such
-    choice for one product: on a TPU, turn off
-    `tf.config.experimental.enable_tensor_float_32_execution` for all.
-    """
-    if keras.backend.backend() == "jax":
-        from jax import numpy
-
-        return numpy.matmul(a, b, precision="high")
-    return ops.matmul(a, b)
 
 
 def moments_dtype(dtype: Any) -> str:
@@ -40,47 +27,104 @@ def moments_dtype(dtype: Any) -> str:
     return "float64" if is_double else "float32"
 
 
-def deviations(
-    center: Tensor | float, tokens: Tensor, weights: Tensor | None
-) -> Tensor:
-    """`tokens - center`, zero where masked: `(tokens, dim)`."""
-    difference = ops.cast(tokens, moments_dtype(tokens.dtype)) - center
-    return _zero_masked(difference, weights)
-
-
 def _zero_masked(values, weights):
     if weights is None:
         return values
     return ops.where(weights[:, None] > 0, values, 0.0)
 
 
-def _sums_and_gradient(centers, *tokens_and_weights):
-    """The tensors of `sums_about`, and the function of their gradient."""
-    number = centers.shape[0]
-    tokens, weights = tokens_and_weights[:number], tokens_and_weights[number:]
-    states = list(zip(ops.unstack(centers), tokens, weights, strict=True))
-    clouds = [deviations(*state) for state in states]
-    products = [matmul(ops.transpose(cloud), cloud) for cloud in clouds]
-    totals = [ops.sum(cloud, axis=0) for cloud in clouds]
-
-    def gradient(d_products, d_totals):
-        # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
-        both = d_products + ops.transpose(d_products)
-        d_tokens = last_first(
-            [
-                functools.partial(_state_gradient, both, d_total, *state)
-                for state, d_total in zip(
-                    states, ops.unstack(d_totals), strict=True
-                )
-            ],
-            before=both,
-        )
-        return None, *d_tokens, *[None] * number
-
-    return (sum(products[1:], start=products[0]), ops.stack(totals)), gradient
+def _groups(centers, tokens_and_weights):
+    """Center, tokens and weights of neighboring states multiplied at once."""
+    number = len(tokens_and_weights) // 2
+    own = ops.unstack(centers, num=centers.shape[0])
+    if len(own) == 1:
+        own = own * number
+    groups: list[list[tuple]] = []
+    for state in zip(
+        own,
+        tokens_and_weights[:number],
+        tokens_and_weights[number:],
+        strict=True,
+    ):
+        last = groups[-1] if groups else []
+        is_alike = last and last[0][1].dtype == state[1].dtype
+        if is_alike and len(last) < states_at_once(state[1]):
+            last.append(state)
+        else:
+            groups.append([state])
+    return groups
 
 
-_sums_for_training = custom_gradient(_sums_and_gradient)
+def _deviations(center, tokens, weights):
+    """`tokens - center`, zero where masked, in the type of the product."""
+    values = ops.cast(tokens, center.dtype) - center
+    return ops.cast(_zero_masked(values, weights), product_dtype(tokens))
+
+
+def _below_each_other(clouds):
+    return clouds[0] if len(clouds) == 1 else ops.concatenate(clouds)
+
+
+def _sums(centers, *tokens_and_weights):
+    products, totals = [], []
+    for group in _groups(centers, tokens_and_weights):
+        clouds = [_deviations(*state) for state in group]
+        cloud = _below_each_other(clouds)
+        products.append(matmul(ops.transpose(cloud), cloud))
+        if centers.shape[0] == 1:
+            clouds = [cloud]
+        totals += [ops.sum(ops.cast(x, centers.dtype), axis=0) for x in clouds]
+    if centers.shape[0] == 1:
+        totals = [_add(totals)]
+    return _add(products), ops.stack(totals)
+
+
+def _add(values):
+    return sum(values[1:], start=values[0])
+
+
+def _gradient_of_sums(arguments, d_product, d_totals):
+    centers, *tokens_and_weights = arguments
+    # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
+    both = d_product + ops.transpose(d_product)
+    groups = _groups(centers, tokens_and_weights)
+    d_own = _groups(d_totals, tokens_and_weights)
+    d_tokens = last_first(
+        [
+            functools.partial(_group_gradient, both, *group)
+            for group in zip(d_own, groups, strict=True)
+        ],
+        before=both,
+    )
+    return None, *d_tokens, *[None] * len(d_tokens)
+
+
+def _group_gradient(both, d_totals, group, before):
+    """Gradients of some states' tokens, computed after `before`."""
+    clouds = []
+    for center, tokens, weights in group:
+        if tokens.dtype == center.dtype:
+            center = after(before, center)
+        else:
+            # Otherwise the wider copy of the tokens would be kept as well.
+            tokens = after(before, tokens)
+        clouds.append(_deviations(center, tokens, weights))
+    cloud = _below_each_other(clouds)
+    d_cloud = matmul(cloud, ops.cast(both, cloud.dtype))
+    d_tokens, start = [], 0
+    for (d_total, *_), (_, tokens, weights) in zip(
+        d_totals, group, strict=True
+    ):
+        d_own = d_cloud
+        if len(group) > 1:
+            d_own = d_cloud[start : start + tokens.shape[0]]
+            start += tokens.shape[0]
+        d_own = _zero_masked(d_own + d_total, weights)
+        d_tokens.append(ops.cast(d_own, tokens.dtype))
+    return d_tokens
+
+
+_sums_for_training = custom_gradient(_gradient_of_sums)(_sums)
 
 
 def sums_about(
@@ -89,7 +133,7 @@ def sums_about(
     """Sums of the outer products of deviations, and of the deviations.
 
     Args:
-        centers: `(states, dim)`, constants.
+        centers: Constants: `(1, dim)` for all states, or `(states, dim)`.
         *tokens_and_weights: For each state `(tokens, dim)`, any float dtype;
             then for each state None, or ones and zeros of shape `(tokens,)`.
         train: If true, only what is given is kept for the backward pass, which
@@ -98,22 +142,12 @@ def sums_about(
             forward: custom gradients have no `jax.jvp`.
 
     Returns:
-        Tensors of shape `(dim, dim)`, over all states, and `(states, dim)`.
+        Tensors of shape `(dim, dim)`, over all states, and of the shape of
+        `centers`, over the states of each center.
     """
-    if train:
+    if train or keras.backend.backend() == "torch":
         return _sums_for_training(centers, *tokens_and_weights)
-    return _sums_and_gradient(centers, *tokens_and_weights)[0]
-
-
-def _state_gradient(both, d_total, center, tokens, weights, before):
-    """Gradient of one state's tokens, computed after `before`."""
-    if tokens.dtype == both.dtype:
-        cloud = deviations(after(before, center), tokens, weights)
-    else:
-        # Otherwise the wider copy of the tokens would be kept as well.
-        cloud = deviations(center, after(before, tokens), weights)
-    d_tokens = _zero_masked(matmul(cloud, both) + d_total, weights)
-    return ops.cast(d_tokens, tokens.dtype)
+    return _sums(centers, *tokens_and_weights)
 
 
 class Moments(NamedTuple):
@@ -163,13 +197,14 @@ def union_moments(
 ) -> Moments:
     """Moments of the unmasked tokens of several states, as one cloud.
 
-    The same as `combine` of their `token_moments`, but sums of one kind are
-    added up before anything else is done with them. Where XLA shards the
-    tokens over devices, each kind then travels in one all-reduce: first the
-    sums that make the centers, then one matrix and the offsets.
+    The same as `combine` of their `token_moments`, but all deviations are from
+    one center, so that sums of one kind are added up before anything else is
+    done with them. Where XLA shards the tokens over devices, each kind then
+    travels in one all-reduce: first the sum that makes the center, then the
+    matrix and the offset.
 
-    To train, the gradient keeps only the states, the masks and `(dim,)` vectors
-    for the backward pass, which costs one matrix product a state.
+    To train, the gradient keeps only the states, the masks and a `(dim,)`
+    vector for the backward pass, which costs one matrix product a state.
 
     Args:
         states: Float tensors of shape `(..., dim)`.
@@ -181,27 +216,34 @@ def union_moments(
         `Moments` of all their tokens.
     """
     flat = [flatten_tokens(*pair) for pair in zip(states, masks, strict=True)]
-    counts = ops.stack([_count(*tokens) for tokens in flat])
+    counts = [_count(*tokens) for tokens in flat]
+    totals = [_total(*tokens) for tokens in flat]
+    if not centered:
+        counts, totals = [_add(counts)], [_add(totals)]
+    counts = ops.stack(counts)
     per_token = 1.0 / ops.maximum(counts, 1.0)[:, None]
-    totals = [ops.sum(deviations(0.0, *tokens), axis=0) for tokens in flat]
     centers = ops.stop_gradient(ops.stack(totals) * per_token)
     tokens, weights = zip(*flat, strict=True)
-    products, rests = sums_about(centers, *tokens, *weights, train=train)
+    product, rests = sums_about(centers, *tokens, *weights, train=train)
     offsets = rests * per_token
     # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
     # rounding error of a center, so nothing cancels.
-    scaled = ops.sqrt(counts)[:, None] * offsets
-    correction = matmul(ops.transpose(scaled), scaled)
-    within = products - correction
+    corrections = [rests[i][:, None] * offsets[i] for i in range(len(totals))]
+    scatter = product - _add(corrections)
     if centered:
-        return _without_means(counts, within)
-    return merge(counts, centers, offsets, within)
+        return _without_means(counts, scatter)
+    return Moments(counts[0], centers[0], offsets[0], scatter)
+
+
+def _total(tokens, weights):
+    wide = ops.cast(tokens, moments_dtype(tokens.dtype))
+    return ops.sum(_zero_masked(wide, weights), axis=0)
 
 
 def token_center(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the unmasked tokens to rounding, `(dim,)`, as a constant."""
     tokens = flatten_tokens(hidden_states, mask)
-    total = ops.sum(deviations(0.0, *tokens), axis=0)
+    total = _total(*tokens)
     return ops.stop_gradient(total / ops.maximum(_count(*tokens), 1.0))
 
 

@@ -104,35 +104,39 @@ def _sample(flat, total, size, seed):
     )
 
 
-@custom_gradient
+def _gradient_of_rows(arguments, d_rows):
+    places, *tokens = arguments
+    number = len(tokens)
+    d_tokens = last_first(
+        [
+            functools.partial(_scattered, d_own, own, ops.shape(x)[0])
+            for d_own, own, x in zip(
+                ops.unstack(d_rows, num=number),
+                ops.unstack(places, num=number),
+                tokens,
+                strict=True,
+            )
+        ]
+    )
+    return None, *d_tokens
+
+
+@custom_gradient(_gradient_of_rows)
 def _rows_at(places, *tokens):
     """Rows of each state at its own places, `(states, size, dim)`.
 
     Backward, a few rows become all tokens of a state, one state at a time.
     """
-    number = len(tokens)
-    places = ops.unstack(places, num=number)
+    places = ops.unstack(places, num=len(tokens))
     rows = [
         ops.take(*pair, axis=0) for pair in zip(tokens, places, strict=True)
     ]
-
-    def gradient(d_rows):
-        d_tokens = last_first(
-            [
-                functools.partial(_scattered, d_own, own, ops.shape(x)[0])
-                for d_own, own, x in zip(
-                    ops.unstack(d_rows, num=number), places, tokens, strict=True
-                )
-            ]
-        )
-        return None, *d_tokens
-
-    return ops.stack(rows), gradient
+    return ops.stack(rows)
 
 
 def _scattered(rows, places, number, before):
     """Zeros `(number, dim)` with `rows` at their places, after `before`."""
-    return ops.segment_sum(after(before, rows), places, number)
+    return [ops.segment_sum(after(before, rows), places, number)]
 
 
 def _draw(number, weights, size, seed):
