@@ -219,13 +219,14 @@ class IStarRegularization(HiddenStateRegularization):
         centered: bool = False,
         **kwargs: Any,
     ):
+        validation.check_bool("relative", relative)
         if strength is None and target is None and not relative:
             target, relative = _DEFAULT_TARGET, True
             strength = _DEFAULT_STRENGTH
         if strength is None:
             strength = _STRENGTH_OF_TARGET
         super().__init__(strength, **kwargs)
-        self.relative = validation.check_bool("relative", relative)
+        self.relative = relative
         self.per_layer = validation.check_bool("per_layer", per_layer)
         self.per_layer = per_layer or isinstance(target, list)
         self.centered = validation.check_bool("centered", centered)
