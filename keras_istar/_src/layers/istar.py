@@ -429,21 +429,25 @@ class IStarRegularization(HiddenStateRegularization):
         """Moments of each cloud, of the tokens of all replicas if `sync`."""
         replicas = current_replicas() if self.sync else None
         is_alone = replicas is None or replicas.number == 1
-        if self.per_layer or (self.centered and not is_alone):
+        if self.centered and is_alone and self.max_tokens is None:
+            return [moments.union_moments(states, masks, centered=True)]
+        if self.per_layer or self.centered:
             pairs = zip(states, masks, strict=True)
-            clouds = [self._union([x], [mask]) for x, mask in pairs]
+            clouds = [
+                self._union([x], [mask], len(states)) for x, mask in pairs
+            ]
         else:
-            clouds = [self._union(states, masks)]
+            clouds = [self._union(states, masks, len(states))]
         if self.sync:
             clouds = sum_over_replicas(*clouds)
         if self.centered:
             clouds = [moments.combine(clouds, centered=True)]
         return clouds
 
-    def _union(self, states, masks):
+    def _union(self, states, masks, number):
         if self.max_tokens is None:
-            return moments.union_moments(states, masks, centered=self.centered)
-        size = max(2, self.max_tokens // len(states))
+            return moments.union_moments(states, masks)
+        size = max(2, self.max_tokens // number)
         return sampled_moments(states, masks, size, self._draws, self.sync)
 
     def estimate(self, states: Sequence[Moments]) -> Tensor:
