@@ -135,7 +135,7 @@ def test_detaching_a_part_that_the_whole_was_attached_by(x):
 def test_detaching_a_part_makes_the_whole_train_without_it(x):
     model = _two_towers()
     for name in ("query", "doc"):
-        keras_istar.attach(model, f"{name}/encoder")
+        keras_istar.attach(model, f"{name}/encoder", strength=-1.0)
     assert len(_logged(model, [x, x])) == 5
     y = np.zeros((8, 1))
     for name, number in (("query", 3), ("doc", 1)):

@@ -59,7 +59,7 @@ def processes(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", ["callback", "momentum"])
+@pytest.mark.parametrize("case", ["callback", "target"])
 def test_everything_is_as_on_one_device(request, results, kind, case):
     if kind not in results:
         results = results | request.getfixturevalue("processes")

@@ -16,12 +16,13 @@ SMALL = ["even", "callback"]
 UNEVEN = ["empty_replica", "empty_replica_sum"]
 LISTS = ["two_towers", "synchronized_batch_norm", "batch_norm", "other_losses"]
 BASELINES = ["cosine", "isobn", "isobn_other_losses"]
+TARGETS = ["target", "per_layer", "centered"]
 REST = ["plain_uneven", "sync", "no_sync"]
 CASES = {
-    0: [*SMALL, *UNEVEN, *LISTS, *BASELINES, *REST],
+    0: [*SMALL, *UNEVEN, *LISTS, *BASELINES, *TARGETS, *REST],
     1: SMALL,
     2: [*SMALL, *UNEVEN],
-    4: [*SMALL, *UNEVEN, *LISTS, *BASELINES, *REST],
+    4: [*SMALL, *UNEVEN, *LISTS, *BASELINES, *TARGETS, *REST],
 }
 # Four replicas do what one and two do, and more.
 REPLICAS = [
@@ -37,7 +38,7 @@ EXACT = [
     for case in CASES[replicas]
     if case not in ("batch_norm", "plain_uneven", "no_sync")
 ]
-LOGS = ("loss", "isoscore", "cosine", "penalty", "accuracy", "mse")
+LOGS = ("loss", "isoscore", "cosine", "penalty", "accuracy", "mse", "target")
 
 
 @pytest.fixture(scope="module")

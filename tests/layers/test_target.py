@@ -59,6 +59,24 @@ def test_plain_penalty_is_the_mean_over_clouds(rng, kind):
 
 @needs_eager_state
 @pytest.mark.parametrize("kind", KINDS)
+def test_clouds_are_the_same_of_a_sample_that_is_all(rng, kind):
+    states = _states(rng)
+    layer = _layer(kind, strength=2.0, shrinkage=0.3, max_tokens=48, seed=1)
+    expected = [oracle.penalty(x, 2.0, 0.3) for x in _clouds(states, kind)]
+    assert _penalty(layer, states) == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+@needs_eager_state
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sample_has_equal_parts_of_each_state(rng, kind):
+    layer = _layer(kind, strength=2.0, max_tokens=14, seed=1)
+    for gradient in _gradient(layer, _states(rng)):
+        has_part = np.any(gradient != 0, axis=-1)
+        assert np.count_nonzero(has_part) == 7
+
+
+@needs_eager_state
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", [0.1, 0.9, (0.2, 0.3), (0.0, 1.0)])
 def test_penalty_is_the_squared_distance_to_the_target(rng, kind, target):
     states = _states(rng)
@@ -96,38 +114,37 @@ def test_held_score_is_that_of_the_moving_average(rng):
 def _gradient(layer, states):
     """Gradient of the penalty by the states, the layer being called anew."""
     if BACKEND == "torch":
-        tensor = ops.convert_to_tensor(states).requires_grad_()
-        layer(tensor, training=True)
+        tensors = [ops.convert_to_tensor(x).requires_grad_() for x in states]
+        layer(tensors, training=True)
         layer.losses[0].backward()
-        return tensor.grad.numpy()
+        return [x.grad.numpy() for x in tensors]
     import tensorflow as tf
 
     with tf.GradientTape() as tape:
-        tensor = tf.convert_to_tensor(states)
-        tape.watch(tensor)
-        layer(tensor, training=True)
+        tensors = [tf.convert_to_tensor(x) for x in states]
+        tape.watch(tensors)
+        layer(tensors, training=True)
         loss = layer.losses[0]
-    return tape.gradient(loss, tensor).numpy()
+    return [x.numpy() for x in tape.gradient(loss, tensors)]
 
 
 @needs_eager_state
 @pytest.mark.parametrize("target", [0.0, 0.4, 1.0])
 def test_gradient_is_that_of_the_batch_times_the_held_distance(rng, target):
-    (states,) = _states(rng, 1)
+    states = _states(rng, 1)
     layer = _layer(strength=5.0, target=target, shrinkage=0.0)
-    cloud = states.reshape(-1, SHAPE[-1])
+    cloud = states[0].reshape(-1, SHAPE[-1])
     distance = oracle.score(oracle.covariance(cloud)) - target
     expected = 2 * 5.0 * distance * oracle.score_gradient(cloud)
-    np.testing.assert_allclose(
-        _gradient(layer, states), expected.reshape(SHAPE), atol=1e-5
-    )
+    (gradient,) = _gradient(layer, states)
+    np.testing.assert_allclose(gradient, expected.reshape(SHAPE), atol=1e-5)
 
 
 @needs_eager_state
 def test_no_gradient_within_the_interval(rng):
-    (states,) = _states(rng, 1)
     layer = _layer(strength=100.0, target=(0.0, 1.0))
-    np.testing.assert_array_equal(_gradient(layer, states), 0.0)
+    (gradient,) = _gradient(layer, _states(rng, 1))
+    np.testing.assert_array_equal(gradient, 0.0)
 
 
 @needs_eager_state

@@ -17,7 +17,7 @@ STEPS = 500  # Enough to see 10 % of bias in the smallest samples.
 
 def _layer(max_tokens, seed=1):
     return keras_istar.IStarRegularization(
-        momentum=LATEST, max_tokens=max_tokens, seed=seed
+        -1.0, momentum=LATEST, max_tokens=max_tokens, seed=seed
     )
 
 

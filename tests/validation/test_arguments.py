@@ -122,6 +122,20 @@ NO_LAYER_OPTIONS = [
     *({"strenght": 1.0}, {"dtype": "float7"}, {"dtype": 5}),
     *({"name": 5}, {"trainable": "yes"}),
 ]
+NO_INTERVALS = [
+    *("half", UNKNOWN, True, 1j, NAN, INF, -INF, -0.1, HUGE, {}, [], ()),
+    *((0.5,), (0.1, 0.2, 0.3), (0.5, 0.2), (-0.1, 0.2), (0.1, NAN)),
+    *((0.1, HUGE), ("0", "1"), (False, True), {"low": 0.1}, np.ones(2)),
+    *([None], [0.1, "0"], [[0.1, 0.2]], [(0.5, 0.2)]),
+]
+ABOVE_ONE = [1.1, (0.2, 1.1), [0.2, 1.1]]
+NO_FLAGS = [None, *NO_CHOICES, 1, 0]
+NO_POOLING = [5, True, b"mean", "median", "", UNKNOWN, NAN, ["mean"], len]
+NO_MASK_SOURCES = [
+    *(5, True, b"features", "nowhere", UNKNOWN, NAN, ["features"], {}),
+    *({"features": "0"}, {"features": True}, {"features": 0, "more": 0}),
+    *({5: 0}, {"nowhere": 0}, np.ones((8, 6))),
+]
 NO_PATHS = [5, b"logs", "", UNKNOWN, True, ["logs"]]
 NO_TEXT = [None, 5, b"x", ["encoder"]]
 
@@ -248,6 +262,12 @@ def fit(data):
         keras_istar.detach(shared_model())
 
 
+def fit_monitored(**kwargs):
+    monitor = keras_istar.IsotropyMonitor(**({"verbose": 0} | kwargs))
+    shared_model().optimizer.learning_rate = 0.0
+    shared_model().fit(DATA, DATA[..., :1], verbose=0, callbacks=[monitor])
+
+
 def call(layer, argument):
     def call_new(mask=None, **states):
         new = layer()
@@ -349,13 +369,35 @@ TABLE = [
         "IStarRegularization",
         ISTAR,
         {"strength": 1.0},
-        strength=NO_REALS,
+        strength=NO_REALS[1:],
         shrinkage=NO_FRACTIONS,
         momentum=NO_OPEN_FRACTIONS,
         sync=[None, *NO_CHOICES],
         max_tokens=NO_COUNTS,
         seed=NO_SEEDS,
+        target=[*NO_INTERVALS, *ABOVE_ONE],
+        relative=[*NO_FLAGS, True],  # To nothing.
+        per_layer=NO_FLAGS,
+        centered=NO_FLAGS,
         kwargs=[*NO_LAYER_OPTIONS, {"autocast": True}],
+    ),
+    row(
+        "IStarRegularization with a target",
+        ISTAR,
+        {"target": (0.2, 0.4)},
+        strength=[*NO_REALS[1:], -1.0],
+    ),
+    row(
+        "IStarRegularization with a relative target",
+        ISTAR,
+        {"target": (0.5, 1.5), "relative": True},
+        target=NO_INTERVALS,
+    ),
+    row(
+        "IStarRegularization per layer",
+        ISTAR,
+        {"strength": 1.0, "per_layer": True},
+        centered=[True],
     ),
     row(
         "CosineRegularization",
@@ -432,12 +474,18 @@ TABLE = [
         state_of_model,
         model=NO_MODELS,
         layers=NO_LAYERS,
-        strength=NO_REALS,
+        strength=NO_REALS[1:],
         shrinkage=NO_FRACTIONS,
         momentum=NO_OPEN_FRACTIONS,
+        mask=NO_MASK_SOURCES,
+        target=[*NO_INTERVALS, *ABOVE_ONE, [0.1, 0.2]],
+        pooling=NO_POOLING,
         sync=NO_CHOICES,
         max_tokens=NO_COUNTS,
         seed=NO_SEEDS,
+        relative=NO_FLAGS,
+        per_layer=NO_FLAGS,
+        centered=NO_FLAGS,
         kwargs=NO_LAYER_OPTIONS[1:-1],
     ),
     row(
@@ -448,6 +496,8 @@ TABLE = [
         model=NO_MODELS,
         layers=NO_LAYERS,
         regularizer=[None, "I-STAR", COSINE, UNKNOWN],
+        mask=NO_MASK_SOURCES,
+        pooling=NO_POOLING,
     ),
     row(
         "attach_regularizer of IsoBN",
@@ -479,17 +529,41 @@ TABLE = [
         batch_size=NO_COUNTS,
         seed=NO_SEEDS,
         verbose=NO_CHOICES,
+        mask=NO_MASK_SOURCES,
+        pooling=NO_POOLING,
     ),
     row(
         "IStarCallback",
         keras_istar.IStarCallback,
         {"data": DATA},
         data=[iter([DATA])],
+        measures=NO_MEASURES,
         max_tokens=NO_COUNTS,
         update_freq=[*NO_COUNTS, "batch"],
         batch_size=NO_COUNTS,
         log_dir=NO_PATHS,
         verbose=NO_CHOICES,
+    ),
+    row(
+        "IsotropyMonitor",
+        keras_istar.IsotropyMonitor,
+        {"data": DATA},
+        data=[iter([DATA])],
+        measures=NO_MEASURES,
+        max_tokens=NO_COUNTS,
+        batch_size=NO_COUNTS,
+        verbose=NO_CHOICES,
+        log_dir=NO_PATHS,
+        pooling=NO_POOLING,
+    ),
+    row(
+        "fit with an IsotropyMonitor",
+        fit_monitored,
+        {"data": DATA, "layers": "encoder"},
+        lambda: state_of_model(besides=MADE | {"train_function"}),
+        data=NO_DATA,
+        layers=NO_LAYERS,
+        mask=NO_MASK_SOURCES,
     ),
     row(
         "fit",

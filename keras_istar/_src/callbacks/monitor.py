@@ -130,9 +130,7 @@ class IsotropyMonitor(keras.callbacks.Callback):
         pooling: Pooling = None,
     ):
         super().__init__()
-        self.measures, _ = table.choose(
-            measures if isinstance(measures, str) else list(measures)
-        )
+        self.measures, _ = table.choose(measures)
         keras_data.check_repeatable(data)
         self.data = data
         self.layers = layers

@@ -219,13 +219,14 @@ class IStarRegularization(HiddenStateRegularization):
         centered: bool = False,
         **kwargs: Any,
     ):
+        validation.check_bool("relative", relative)
         if strength is None and target is None and not relative:
             target, relative = _DEFAULT_TARGET, True
             strength = _DEFAULT_STRENGTH
         if strength is None:
             strength = _STRENGTH_OF_TARGET
         super().__init__(strength, **kwargs)
-        self.relative = validation.check_bool("relative", relative)
+        self.relative = relative
         self.per_layer = validation.check_bool("per_layer", per_layer)
         self.per_layer = per_layer or isinstance(target, list)
         self.centered = validation.check_bool("centered", centered)
@@ -428,21 +429,25 @@ class IStarRegularization(HiddenStateRegularization):
         """Moments of each cloud, of the tokens of all replicas if `sync`."""
         replicas = current_replicas() if self.sync else None
         is_alone = replicas is None or replicas.number == 1
-        if self.per_layer or (self.centered and not is_alone):
+        if self.centered and is_alone and self.max_tokens is None:
+            return [moments.union_moments(states, masks, centered=True)]
+        if self.per_layer or self.centered:
             pairs = zip(states, masks, strict=True)
-            clouds = [self._union([x], [mask]) for x, mask in pairs]
+            clouds = [
+                self._union([x], [mask], len(states)) for x, mask in pairs
+            ]
         else:
-            clouds = [self._union(states, masks)]
+            clouds = [self._union(states, masks, len(states))]
         if self.sync:
             clouds = sum_over_replicas(*clouds)
         if self.centered:
             clouds = [moments.combine(clouds, centered=True)]
         return clouds
 
-    def _union(self, states, masks):
+    def _union(self, states, masks, number):
         if self.max_tokens is None:
-            return moments.union_moments(states, masks, centered=self.centered)
-        size = max(2, self.max_tokens // len(states))
+            return moments.union_moments(states, masks)
+        size = max(2, self.max_tokens // number)
         return sampled_moments(states, masks, size, self._draws, self.sync)
 
     def estimate(self, states: Sequence[Moments]) -> Tensor:

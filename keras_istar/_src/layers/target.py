@@ -15,6 +15,7 @@ Interval = float | tuple[float, float]
 STEPS_TO_START = 20.0
 
 _BOUNDS = ("low", "high")
+_LARGEST = float(np.finfo("float32").max)
 
 
 def check_target(name: str, value: Any) -> Any:
@@ -51,7 +52,7 @@ def _check_interval(name, item, value):
     is_pair = len(item) == 2 and all(
         isinstance(x, numbers.Real) and not isinstance(x, bool) for x in item
     )
-    if not is_pair or not 0 <= item[0] <= item[1] < np.inf:
+    if not is_pair or not 0 <= item[0] <= item[1] <= _LARGEST:
         _refuse(name, value)
     low, high = map(float, item)
     return low if low == high else (low, high)

@@ -19,6 +19,7 @@ from small_models import token_batches
 import keras_istar
 
 BATCH = 8
+TARGET = {"estimate": False, "target": 0.9, "momentum": 0.8, "shrinkage": 0.5}
 
 
 def set_distribution(kind, *place):
@@ -65,7 +66,7 @@ def own_share(arrays):
 def train(estimate, **options):
     """Ten steps; with Σ_S from the callback if `estimate`."""
     model = bert_classifier()
-    layer = keras_istar.attach(model, strength=-3.0, **options)
+    layer = keras_istar.attach(model, **options)
     model.compile(
         keras.optimizers.SGD(0.05),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -100,8 +101,8 @@ def main(output, *arguments):
     set_distribution(*arguments)
     results = {}
     for case, options in (
-        ("callback", {"estimate": True}),
-        ("momentum", {"estimate": False, "momentum": 0.8, "shrinkage": 0.5}),
+        ("callback", {"estimate": True, "strength": -3.0}),
+        ("target", TARGET),
     ):
         for name, value in train(**options).items():
             results[f"{case}/{name}"] = value

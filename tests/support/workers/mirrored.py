@@ -167,6 +167,17 @@ class Experiments:
     def sync(self):
         return self._dense(one_tower, sync=True)
 
+    def target(self):
+        """After 20 steps, towards half of the isotropy that they measured."""
+        options = {"target": (0.2, 0.5), "relative": True}
+        return self._dense(two_states, examples=12 * BATCH, **options)
+
+    def per_layer(self):
+        return self._dense(two_states, target=[0.1, (0.8, 0.9)])
+
+    def centered(self):
+        return self._dense(two_states, strength=-2.0, centered=True)
+
 
 def two_towers():
     inputs = keras.Input((6, 8))
@@ -212,6 +223,17 @@ def one_tower(sync):
     model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
     options = {} if sync else {"sync": False}
     keras_istar.attach(model, layers="hidden", strength=-2.0, **options)
+    return model
+
+
+def two_states(**options):
+    """Two hidden states whose means differ."""
+    inputs = keras.Input((6, 8))
+    first = keras.layers.Dense(12, "tanh", name="first")(inputs)
+    second = keras.layers.Dense(12, "sigmoid", name="second")(first)
+    outputs = keras.layers.GlobalAveragePooling1D()(second)
+    model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
+    keras_istar.attach(model, ["first", "second"], **options)
     return model
 
 

@@ -22,7 +22,7 @@ def main(output, examples, steps):
     strategy = make_strategy(REPLICAS)
     with strategy.scope():
         layer = keras_istar.IStarRegularization(
-            momentum=LATEST, max_tokens=5, seed=1
+            -1.0, momentum=LATEST, max_tokens=5, seed=1
         )
         layer.build((None, DIM))
     values = strategy.experimental_distribute_values_from_function(
