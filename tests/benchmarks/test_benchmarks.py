@@ -158,16 +158,17 @@ def test_unknown_section():
     assert "Received: --only growth,speed" in done.stderr
 
 
-def test_committed_results_are_rendered_as_they_are(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_committed_results_are_rendered_as_they_are(tmp_path, device):
     results = ROOT / "benchmarks" / "results"
-    path = tmp_path / "cpu.json"
-    path.write_text((results / "cpu.json").read_text())
+    path = tmp_path / f"{device}.json"
+    path.write_text((results / path.name).read_text())
     done = _command("--render", path)
     assert done.returncode == 0, done.stderr
-    rendered = (results / "cpu.md").read_text()
+    rendered = (results / f"{device}.md").read_text()
     assert path.with_suffix(".md").read_text() == rendered
     assert json.loads(path.read_text()) == json.loads(
-        (results / "cpu.json").read_text()
+        (results / path.name).read_text()
     )
 
 
