@@ -100,11 +100,11 @@ def test_derivatives_by_finite_differences(gradients, check, clouds):
     ],
 )
 def test_gradient_is_that_of_autodiff(gradients, case):
-    """Both are rounded to the states' type, and on a GPU their operands."""
+    """Each is rounded to the states' type, and on a GPU one operand as well."""
     how, name = case.split("/")
     actual, expected = gradients[case], gradients[f"autodiff/{name}"]
     assert actual.shape == (6 * 7 * 5 + 1,)  # The gradient, and the score.
     unit = {"float32": 1e-6, "bfloat16": 2.0**-8, "float16": 2.0**-11}
     error = np.linalg.norm(actual[:-1] - expected[:-1])
-    assert error <= 2 * unit[name.split()[0]] * np.linalg.norm(expected[:-1])
+    assert error <= 4 * unit[name.split()[0]] * np.linalg.norm(expected[:-1])
     np.testing.assert_allclose(actual[-1], expected[-1], rtol=1e-6)
