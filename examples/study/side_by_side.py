@@ -29,7 +29,6 @@ import argparse
 import concurrent.futures
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import os
@@ -207,7 +206,7 @@ class Options:
     )
     summarize: bool = option(
         "results",
-        "do no run; print a table of all results in the file",
+        "do no run; write a table and a figure of all results beside the file",
         False,
         action="store_true",
     )
@@ -269,7 +268,9 @@ class Run(NamedTuple):
 def run(options: Options) -> None:
     """Does the runs, or shows the table of those that were done."""
     if options.summarize:
-        print(summarize(options.output))
+        from study import side_by_side_summary
+
+        print(side_by_side_summary.write(options.output))
         return
     start = time.monotonic()
     runs = [
@@ -565,9 +566,9 @@ class Experiment:
             1.0 - lane.momentum
         ) * jax.lax.stop_gradient(batch)
         running_scores = score(covariances)
-        penalty, slope = added_term(lane, step, scores, running_scores)
+        penalty, _ = added_term(lane, step, scores, running_scores)
         loss = task_loss(self.is_number, logits, examples.labels)
-        logs = Logs(loss, scores, running_scores, slope)
+        logs = Logs(loss, scores, running_scores)
         return loss + penalty, (others, covariances, logs)
 
     def _train(self, runs):
@@ -633,7 +634,6 @@ class Experiment:
                         "start": _rounded(self.start_share),
                         "end": _rounded(float(on_test.share_between)),
                     },
-                    "curve": self._curve(run.method, own),
                     "loss": _rounded(float(own.loss[-100:].mean())),
                     "is_finite": bool(
                         np.isfinite(own.loss).all()
@@ -664,24 +664,6 @@ class Experiment:
             return {"score": None, "scores": {}}
         mean = sum(scores.values()) / len(scores)
         return {"score": _rounded(mean), "scores": scores}
-
-    def _curve(self, method, logs):
-        """Means of pieces of the steps, of the clouds that the method holds."""
-        weights = cloud_weights(method.of, self.num_clouds)
-        curve = {
-            "batch": logs.scores @ weights,
-            "running": logs.running_scores @ weights,
-            "union": logs.running_scores[:, 0],
-            "slope": logs.slope,
-            "loss": logs.loss,
-        }
-        return {
-            name: [
-                _rounded(float(x))
-                for x in values.reshape(-1, self.log_every).mean(axis=1)
-            ]
-            for name, values in curve.items()
-        }
 
 
 class State(NamedTuple):
@@ -716,7 +698,6 @@ class Logs(NamedTuple):
     loss: Any  # Of the task.
     scores: Any  # IsoScore* of the batch, of each cloud.
     running_scores: Any  # IsoScore of Σ_S after the step, of each cloud.
-    slope: Any  # Factor of the gradient of the batch's score.
 
 
 class Observation(NamedTuple):
@@ -1035,134 +1016,6 @@ def _by_name(names, values):
 
 def _rounded(value):
     return round(value, 6)
-
-
-def summarize(path: str) -> str:
-    """A table of the results in a file, as Markdown.
-
-    Differences are to `none`, over the seeds that both have, with the p of a
-    paired t-test.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: If there is no such file, or nothing in it.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the results: {error}") from error
-    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"{path} has no results to summarize")
-    pieces = []
-    for task, group in itertools.groupby(
-        sorted(lines, key=lambda line: line["task"]), lambda x: x["task"]
-    ):
-        runs = list(group)
-        start = runs[0]["start"]
-        pieces += [
-            "",
-            f"**{task}**, {runs[0]['steps']} steps; IsoScore of the union at "
-            f"the start: {start['dropout']['union']:.3f} with dropout, "
-            f"{start['train']['union']:.3f} without, "
-            f"{start['test']['union']:.3f} on the test part; "
-            f"{runs[0]['share_between_layers']['start']:.0%} of the variance "
-            "between layers.",
-            "",
-            *_table(runs),
-        ]
-    return "\n".join(pieces).strip()
-
-
-_HEADINGS = (
-    "method",
-    "seeds",
-    "score",
-    "difference (p)",
-    "target",
-    "held: batch",
-    "running",
-    "train",
-    "test",
-    "union, test",
-    "last layer, test",
-    "between layers",
-)
-
-
-def _table(runs):
-    baseline = {
-        run["seed"]: run["score"] for run in runs if run["method"] == "none"
-    }
-    methods: dict[str, list] = {}
-    for run in runs:
-        methods.setdefault(run["method"], []).append(run)
-    yield f"| {' | '.join(_HEADINGS)} |"
-    yield "|" + "---|" * len(_HEADINGS)
-    for method, own in methods.items():
-        yield f"| {' | '.join(_cells(method, own, baseline))} |"
-
-
-def _cells(method, runs, baseline):
-    import numpy as np
-    from scipy import stats
-
-    scores = np.array([run["score"] for run in runs], "float64")
-    spread = f" ± {scores.std(ddof=1):.3f}" if len(runs) > 1 else ""
-    pairs = [
-        (run["score"], baseline[run["seed"]])
-        for run in runs
-        if run["seed"] in baseline
-    ]
-    difference = ""
-    if pairs and method != "none":
-        differences = np.subtract(*np.array(pairs, "float64").T)
-        difference = f"{differences.mean():+.3f}"
-        # Scores are fractions: equal differences are so but for rounding.
-        if len(pairs) > 1 and np.ptp(differences) > 1e-12:
-            p = stats.ttest_1samp(differences, 0.0).pvalue
-            difference += f" ({p:.3f})"
-    held = [
-        np.mean([_held(run, run["end"][part]) for run in runs])
-        for part in ("batch", "running", "train", "test")
-    ]
-    return (
-        method,
-        str(len(runs)),
-        f"{scores.mean():.3f}{spread}",
-        difference,
-        _target(runs[0]),
-        *(f"{value:.3f}" for value in held),
-        f"{np.mean([run['end']['test']['union'] for run in runs]):.3f}",
-        f"{np.mean([_last(run['end']['test']) for run in runs]):.3f}",
-        f"{np.mean([run['share_between_layers']['end'] for run in runs]):.0%}",
-    )
-
-
-def _last(scores):
-    return list(scores.values())[-1]
-
-
-def _held(run, scores):
-    """The score of what a method holds, the mean over layers if it is those."""
-    of = run["settings"]["of"]
-    if of != "layers":
-        return scores[of]
-    layers = list(scores.values())[len(_CLOUDS) :]
-    return sum(layers) / len(layers)
-
-
-def _target(run):
-    settings = run["settings"]
-    if settings["low"] is None:
-        return ""
-    start = "train" if settings["at"] == "inference" else "dropout"
-    is_relative = settings["is_relative"]
-    unit = _held(run, run["start"][start]) if is_relative else 1.0
-    bounds = dict.fromkeys((settings["low"], settings["high"]))
-    return " to ".join(f"{bound * unit:.3f}" for bound in bounds)
 
 
 def main(argv: list[str] | None = None) -> None:
