@@ -62,6 +62,7 @@ plain:-1
 target:1x,strength=100,of=layers,error=running,seeds=3
 target:0.5x,strength=20,error=running,seeds=3
 target:0.75x,strength=20,error=running,seeds=3
+target:0.75x,strength=1,error=running,seeds=4
 target:0.5x,strength=100,error=running,ramp=0.5,seeds=3
 target:0.3,strength=100,error=running,at=inference
 target:0.1,strength=100,error=running,at=inference
