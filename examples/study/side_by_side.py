@@ -22,7 +22,7 @@ the moving average of covariances and only the direction from the batch;
 `at=dropout`, where the target is of the score as it is in training, or
 `inference`, where that score is brought to the one without dropout, by the
 ratio of both at the start; `ramp`, the part of the steps in which the target
-moves from the start to its value; `shrinkage`, `momentum` and `seeds`.
+moves from the start to its value; `momentum` and `seeds`.
 """
 
 import argparse
@@ -83,6 +83,7 @@ _BATCH_SIZE = 32
 _HEAD_STEPS = 500
 _HEAD_LEARNING_RATE = 5e-3
 _DROPOUT = 0.1
+_SHRINKAGE = 0.2  # The paper's ζ.
 # Of the time of a group of runs, the least that the next one may take: when
 # processes that share the GPU have ended, it is faster.
 _LEAST_TIME = 0.6
@@ -112,7 +113,6 @@ class Method:
         error: `"batch"` or `"running"`.
         at: `"dropout"` or `"inference"`.
         ramp: Part of the steps in which the target moves to its value.
-        shrinkage: The paper's ζ.
         momentum: Of the moving average that keeps Σ_S.
         seeds: Number of runs.
     """
@@ -125,7 +125,6 @@ class Method:
     error: str = "batch"
     at: str = "dropout"
     ramp: float = 0.0
-    shrinkage: float = 0.2
     momentum: float = 0.9
     seeds: int = 1
 
@@ -140,7 +139,7 @@ class Method:
             head = f"plain:{self.strength:g}"
         else:
             head = "none"
-        names = ("of", "error", "at", "ramp", "shrinkage", "momentum")
+        names = ("of", "error", "at", "ramp", "momentum")
         values = [(name, getattr(self, name)) for name in names]
         options = [
             f",{name}={value}"
@@ -164,7 +163,6 @@ def parse_method(text: str) -> Method:
         "error": str,
         "at": str,
         "ramp": float,
-        "shrinkage": float,
         "momentum": float,
         "seeds": command_line.positive_int,
     }
@@ -241,11 +239,6 @@ class Options:
         "training steps (default: by the task)",
         type=command_line.positive_int,
     )
-    limit: int | None = option(
-        "runs",
-        "number of examples to train on, and to test on (default: all)",
-        type=command_line.positive_int,
-    )
     log_every: int = option(
         "runs",
         "steps whose mean scores are logged (default: %(default)s)",
@@ -318,9 +311,7 @@ class Experiment:
         self.steps = steps // self.log_every * self.log_every
         self.learning_rate = plan.learning_rate
         self.data = arrays.load(options.arrays, task)
-        limit = slice(options.limit)
-        self.train = self.data.train.take(limit)
-        self.test = self.data.test.take(limit)
+        self.train, self.test = self.data.train, self.data.test
         self.is_number = self.data.classes == 0
         self.model, self.head = build(self.data)
         self.trainable = [np.asarray(x) for x in self.model.trainable_variables]
@@ -551,8 +542,8 @@ class Experiment:
     def _loss(self, lane, step, examples, trainable, others, covariances):
         import jax
 
+        from keras_istar import isoscore_from_covariance
         from keras_istar._src.score import moments
-        from keras_istar._src.score.isoscore import unchecked_isoscore
 
         inputs, mask = model_inputs(examples)
         outputs, others = self.model.stateless_call(
@@ -560,8 +551,8 @@ class Experiment:
         )
         *states, _, logits = outputs
         batch, _ = cloud_covariances(states, mask, train=True)
-        shrunk = moments.shrink(batch, covariances, lane.shrinkage)
-        score = jax.vmap(unchecked_isoscore)
+        shrunk = moments.shrink(batch, covariances, _SHRINKAGE)
+        score = jax.vmap(isoscore_from_covariance)
         scores = score(shrunk)
         covariances = lane.momentum * covariances + (
             1.0 - lane.momentum
@@ -620,7 +611,7 @@ class Experiment:
                     "task": self.task,
                     "method": str(run.method),
                     "seed": run.seed,
-                    "settings": method,
+                    "settings": {**method, "shrinkage": _SHRINKAGE},
                     **self._scores(logits),
                     "start": self.start,
                     "end": {
@@ -689,7 +680,6 @@ class Lane(NamedTuple):
     low: Any  # For each cloud.
     high: Any
     ramp_steps: Any
-    shrinkage: Any
     momentum: Any
 
 
@@ -743,7 +733,6 @@ def settings(
         low=low,
         high=high,
         ramp_steps=method.ramp * steps,
-        shrinkage=method.shrinkage,
         momentum=method.momentum,
     )
 
