@@ -22,14 +22,13 @@ the moving average of covariances and only the direction from the batch;
 `at=dropout`, where the target is of the score as it is in training, or
 `inference`, where that score is brought to the one without dropout, by the
 ratio of both at the start; `ramp`, the part of the steps in which the target
-moves from the start to its value; `shrinkage`, `momentum` and `seeds`.
+moves from the start to its value; `momentum` and `seeds`.
 """
 
 import argparse
 import concurrent.futures
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import os
@@ -63,6 +62,7 @@ plain:-1
 target:1x,strength=100,of=layers,error=running,seeds=3
 target:0.5x,strength=20,error=running,seeds=3
 target:0.75x,strength=20,error=running,seeds=3
+target:0.75x,strength=1,error=running,seeds=4
 target:0.5x,strength=100,error=running,ramp=0.5,seeds=3
 target:0.3,strength=100,error=running,at=inference
 target:0.1,strength=100,error=running,at=inference
@@ -83,6 +83,7 @@ _BATCH_SIZE = 32
 _HEAD_STEPS = 500
 _HEAD_LEARNING_RATE = 5e-3
 _DROPOUT = 0.1
+_SHRINKAGE = 0.2  # The paper's ζ.
 # Of the time of a group of runs, the least that the next one may take: when
 # processes that share the GPU have ended, it is faster.
 _LEAST_TIME = 0.6
@@ -112,7 +113,6 @@ class Method:
         error: `"batch"` or `"running"`.
         at: `"dropout"` or `"inference"`.
         ramp: Part of the steps in which the target moves to its value.
-        shrinkage: The paper's ζ.
         momentum: Of the moving average that keeps Σ_S.
         seeds: Number of runs.
     """
@@ -125,7 +125,6 @@ class Method:
     error: str = "batch"
     at: str = "dropout"
     ramp: float = 0.0
-    shrinkage: float = 0.2
     momentum: float = 0.9
     seeds: int = 1
 
@@ -140,7 +139,7 @@ class Method:
             head = f"plain:{self.strength:g}"
         else:
             head = "none"
-        names = ("of", "error", "at", "ramp", "shrinkage", "momentum")
+        names = ("of", "error", "at", "ramp", "momentum")
         values = [(name, getattr(self, name)) for name in names]
         options = [
             f",{name}={value}"
@@ -164,7 +163,6 @@ def parse_method(text: str) -> Method:
         "error": str,
         "at": str,
         "ramp": float,
-        "shrinkage": float,
         "momentum": float,
         "seeds": command_line.positive_int,
     }
@@ -207,7 +205,7 @@ class Options:
     )
     summarize: bool = option(
         "results",
-        "do no run; print a table of all results in the file",
+        "do no run; write a table and a figure of all results beside the file",
         False,
         action="store_true",
     )
@@ -241,11 +239,6 @@ class Options:
         "training steps (default: by the task)",
         type=command_line.positive_int,
     )
-    limit: int | None = option(
-        "runs",
-        "number of examples to train on, and to test on (default: all)",
-        type=command_line.positive_int,
-    )
     log_every: int = option(
         "runs",
         "steps whose mean scores are logged (default: %(default)s)",
@@ -269,7 +262,9 @@ class Run(NamedTuple):
 def run(options: Options) -> None:
     """Does the runs, or shows the table of those that were done."""
     if options.summarize:
-        print(summarize(options.output))
+        from study import side_by_side_summary
+
+        print(side_by_side_summary.write(options.output))
         return
     start = time.monotonic()
     runs = [
@@ -316,9 +311,7 @@ class Experiment:
         self.steps = steps // self.log_every * self.log_every
         self.learning_rate = plan.learning_rate
         self.data = arrays.load(options.arrays, task)
-        limit = slice(options.limit)
-        self.train = self.data.train.take(limit)
-        self.test = self.data.test.take(limit)
+        self.train, self.test = self.data.train, self.data.test
         self.is_number = self.data.classes == 0
         self.model, self.head = build(self.data)
         self.trainable = [np.asarray(x) for x in self.model.trainable_variables]
@@ -549,8 +542,8 @@ class Experiment:
     def _loss(self, lane, step, examples, trainable, others, covariances):
         import jax
 
+        from keras_istar import isoscore_from_covariance
         from keras_istar._src.score import moments
-        from keras_istar._src.score.isoscore import unchecked_isoscore
 
         inputs, mask = model_inputs(examples)
         outputs, others = self.model.stateless_call(
@@ -558,16 +551,16 @@ class Experiment:
         )
         *states, _, logits = outputs
         batch, _ = cloud_covariances(states, mask, train=True)
-        shrunk = moments.shrink(batch, covariances, lane.shrinkage)
-        score = jax.vmap(unchecked_isoscore)
+        shrunk = moments.shrink(batch, covariances, _SHRINKAGE)
+        score = jax.vmap(isoscore_from_covariance)
         scores = score(shrunk)
         covariances = lane.momentum * covariances + (
             1.0 - lane.momentum
         ) * jax.lax.stop_gradient(batch)
         running_scores = score(covariances)
-        penalty, slope = added_term(lane, step, scores, running_scores)
+        penalty, _ = added_term(lane, step, scores, running_scores)
         loss = task_loss(self.is_number, logits, examples.labels)
-        logs = Logs(loss, scores, running_scores, slope)
+        logs = Logs(loss, scores, running_scores)
         return loss + penalty, (others, covariances, logs)
 
     def _train(self, runs):
@@ -618,7 +611,7 @@ class Experiment:
                     "task": self.task,
                     "method": str(run.method),
                     "seed": run.seed,
-                    "settings": method,
+                    "settings": {**method, "shrinkage": _SHRINKAGE},
                     **self._scores(logits),
                     "start": self.start,
                     "end": {
@@ -633,7 +626,6 @@ class Experiment:
                         "start": _rounded(self.start_share),
                         "end": _rounded(float(on_test.share_between)),
                     },
-                    "curve": self._curve(run.method, own),
                     "loss": _rounded(float(own.loss[-100:].mean())),
                     "is_finite": bool(
                         np.isfinite(own.loss).all()
@@ -665,24 +657,6 @@ class Experiment:
         mean = sum(scores.values()) / len(scores)
         return {"score": _rounded(mean), "scores": scores}
 
-    def _curve(self, method, logs):
-        """Means of pieces of the steps, of the clouds that the method holds."""
-        weights = cloud_weights(method.of, self.num_clouds)
-        curve = {
-            "batch": logs.scores @ weights,
-            "running": logs.running_scores @ weights,
-            "union": logs.running_scores[:, 0],
-            "slope": logs.slope,
-            "loss": logs.loss,
-        }
-        return {
-            name: [
-                _rounded(float(x))
-                for x in values.reshape(-1, self.log_every).mean(axis=1)
-            ]
-            for name, values in curve.items()
-        }
-
 
 class State(NamedTuple):
     """What training changes, of one lane or, stacked, of all."""
@@ -706,7 +680,6 @@ class Lane(NamedTuple):
     low: Any  # For each cloud.
     high: Any
     ramp_steps: Any
-    shrinkage: Any
     momentum: Any
 
 
@@ -716,7 +689,6 @@ class Logs(NamedTuple):
     loss: Any  # Of the task.
     scores: Any  # IsoScore* of the batch, of each cloud.
     running_scores: Any  # IsoScore of Σ_S after the step, of each cloud.
-    slope: Any  # Factor of the gradient of the batch's score.
 
 
 class Observation(NamedTuple):
@@ -761,7 +733,6 @@ def settings(
         low=low,
         high=high,
         ramp_steps=method.ramp * steps,
-        shrinkage=method.shrinkage,
         momentum=method.momentum,
     )
 
@@ -1035,134 +1006,6 @@ def _by_name(names, values):
 
 def _rounded(value):
     return round(value, 6)
-
-
-def summarize(path: str) -> str:
-    """A table of the results in a file, as Markdown.
-
-    Differences are to `none`, over the seeds that both have, with the p of a
-    paired t-test.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UserError: If there is no such file, or nothing in it.
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the results: {error}") from error
-    lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise UserError(f"{path} has no results to summarize")
-    pieces = []
-    for task, group in itertools.groupby(
-        sorted(lines, key=lambda line: line["task"]), lambda x: x["task"]
-    ):
-        runs = list(group)
-        start = runs[0]["start"]
-        pieces += [
-            "",
-            f"**{task}**, {runs[0]['steps']} steps; IsoScore of the union at "
-            f"the start: {start['dropout']['union']:.3f} with dropout, "
-            f"{start['train']['union']:.3f} without, "
-            f"{start['test']['union']:.3f} on the test part; "
-            f"{runs[0]['share_between_layers']['start']:.0%} of the variance "
-            "between layers.",
-            "",
-            *_table(runs),
-        ]
-    return "\n".join(pieces).strip()
-
-
-_HEADINGS = (
-    "method",
-    "seeds",
-    "score",
-    "difference (p)",
-    "target",
-    "held: batch",
-    "running",
-    "train",
-    "test",
-    "union, test",
-    "last layer, test",
-    "between layers",
-)
-
-
-def _table(runs):
-    baseline = {
-        run["seed"]: run["score"] for run in runs if run["method"] == "none"
-    }
-    methods: dict[str, list] = {}
-    for run in runs:
-        methods.setdefault(run["method"], []).append(run)
-    yield f"| {' | '.join(_HEADINGS)} |"
-    yield "|" + "---|" * len(_HEADINGS)
-    for method, own in methods.items():
-        yield f"| {' | '.join(_cells(method, own, baseline))} |"
-
-
-def _cells(method, runs, baseline):
-    import numpy as np
-    from scipy import stats
-
-    scores = np.array([run["score"] for run in runs], "float64")
-    spread = f" ± {scores.std(ddof=1):.3f}" if len(runs) > 1 else ""
-    pairs = [
-        (run["score"], baseline[run["seed"]])
-        for run in runs
-        if run["seed"] in baseline
-    ]
-    difference = ""
-    if pairs and method != "none":
-        differences = np.subtract(*np.array(pairs, "float64").T)
-        difference = f"{differences.mean():+.3f}"
-        # Scores are fractions: equal differences are so but for rounding.
-        if len(pairs) > 1 and np.ptp(differences) > 1e-12:
-            p = stats.ttest_1samp(differences, 0.0).pvalue
-            difference += f" ({p:.3f})"
-    held = [
-        np.mean([_held(run, run["end"][part]) for run in runs])
-        for part in ("batch", "running", "train", "test")
-    ]
-    return (
-        method,
-        str(len(runs)),
-        f"{scores.mean():.3f}{spread}",
-        difference,
-        _target(runs[0]),
-        *(f"{value:.3f}" for value in held),
-        f"{np.mean([run['end']['test']['union'] for run in runs]):.3f}",
-        f"{np.mean([_last(run['end']['test']) for run in runs]):.3f}",
-        f"{np.mean([run['share_between_layers']['end'] for run in runs]):.0%}",
-    )
-
-
-def _last(scores):
-    return list(scores.values())[-1]
-
-
-def _held(run, scores):
-    """The score of what a method holds, the mean over layers if it is those."""
-    of = run["settings"]["of"]
-    if of != "layers":
-        return scores[of]
-    layers = list(scores.values())[len(_CLOUDS) :]
-    return sum(layers) / len(layers)
-
-
-def _target(run):
-    settings = run["settings"]
-    if settings["low"] is None:
-        return ""
-    start = "train" if settings["at"] == "inference" else "dropout"
-    is_relative = settings["is_relative"]
-    unit = _held(run, run["start"][start]) if is_relative else 1.0
-    bounds = dict.fromkeys((settings["low"], settings["high"]))
-    return " to ".join(f"{bound * unit:.3f}" for bound in bounds)
 
 
 def main(argv: list[str] | None = None) -> None:

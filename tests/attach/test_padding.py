@@ -128,6 +128,17 @@ def test_all_tokens_count_for_measure_if_they_do_for_attach(ids):
     assert report.rows[0].tokens == ids.size
 
 
+def test_nobody_is_asked_about_an_embedding_of_each_example():
+    inputs = keras.Input((8,), dtype="int32", name="token_ids")
+    states = keras.layers.Embedding(9, 4)(inputs)
+    pooled = keras.layers.GlobalAveragePooling1D(name="pooled")(states)
+    model = keras.Model(inputs, keras.layers.Dense(1)(pooled))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = keras_istar.attach(model, "pooled", strength=0.0)
+    assert "all tokens count" not in str(layer)
+
+
 def test_the_user_is_asked():
     with pytest.warns(UserWarning) as said:
         layer = keras_istar.attach(_model(), "encoder", strength=-1.0)

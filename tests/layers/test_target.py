@@ -292,6 +292,36 @@ def test_a_schedule_stays_one(rng):
         assert getattr(layer, name) is before
 
 
+@pytest.mark.parametrize("before, after", [(None, 0.3), (0.3, None)])
+def test_a_layer_is_made_with_a_target_or_without(before, after):
+    layer = keras_istar.IStarRegularization(strength=1.0, target=before)
+    with pytest.raises(ValueError, match="`target` must be given when"):
+        layer.target = after
+    assert layer.target == before
+
+
+def test_text_says_what_the_target_is_of():
+    layer = keras_istar.IStarRegularization(per_layer=True)
+    first = str(layer).splitlines()[0]
+    assert first.endswith("target=0.75, relative=True, per_layer=True")
+    plain = keras_istar.IStarRegularization(strength=1.0)
+    assert "=True" not in str(plain)
+
+
+@pytest.mark.parametrize("steps", [19, 20])
+def test_training_that_ends_before_the_target_is_known(rng, steps):
+    model, layers = _model()
+    keras_istar.attach(model, layers, target=0.5, relative=True)
+    x = rng.normal(size=(8, 6, 5)).astype("float32")
+    callback = keras_istar.IStarCallback(x, verbose=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _fit(model, rng, steps=steps, callbacks=[callback])
+    is_early = steps < 20
+    told = [x for x in said if "before the target" in str(x.message)]
+    assert len(told) == is_early
+
+
 REFUSED = {
     "above one": ({"target": 1.5}, "target"),
     "negative": ({"target": -0.1}, "target"),

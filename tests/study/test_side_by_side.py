@@ -9,7 +9,9 @@ import sys
 import keras
 import numpy as np
 import pytest
+from scipy import stats
 from study import side_by_side
+from study import side_by_side_summary
 from study.side_by_side import Method
 
 jax = pytest.importorskip("jax")
@@ -190,7 +192,7 @@ def test_table_pairs_runs_by_seed(tmp_path):
     ]
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    *_, none, target = side_by_side.summarize(str(path)).splitlines()
+    *_, none, target = side_by_side_summary.write(str(path)).splitlines()
     assert none.startswith("| none | 3 |")
     cells = [cell.strip() for cell in target.strip("|").split("|")]
     # Differences are -0.01 and -0.03: t = -0.02 / 0.01 with one degree of
@@ -204,15 +206,46 @@ def test_table_pairs_runs_by_seed(tmp_path):
         "0.150",
     ]
     assert cells[-3:] == ["0.160", "0.050", "5%"]
+    written = (tmp_path / "summary.md").read_text(encoding="utf-8")
+    assert written.splitlines()[-1] == target
+
+
+def test_p_is_corrected_over_all_tests_of_the_file():
+    scores = {"none": 0.0, "plain:-1": -0.1, "plain:1": 0.05}
+    spread = {"none": 0.0, "plain:-1": 1e-3, "plain:1": 0.05}
+    runs = [
+        _line(name, seed, 0.5 + score + seed * spread[name], [0.2, 0.2, 0.1])
+        for name, score in scores.items()
+        for seed in range(3)
+    ]
+    table = side_by_side_summary.markdown(runs)
+    # Differences are -0.1, -0.099 and -0.098: t = 99 sqrt(3), and Holm's p of
+    # the smaller of two is twice its own.
+    p = 2 * stats.t.sf(99 * np.sqrt(3), df=2)
+    assert f"-0.099 ({p:.3f}, Holm {2 * p:.3f})" in table
+    assert table.count("Holm 0.") == 1
+
+
+def test_figure_shows_every_method():
+    runs = [
+        _line("none", 0, 0.5, [0.2, 0.2, 0.3]),
+        _line("plain:-1", 0, 0.47, [0.1, 0.1, 0.05]),
+        _line("target:0.75x,strength=1", 0, 0.30, [0.15, 0.1, 0.05]),
+    ]
+    axis, *_ = side_by_side_summary.draw(runs).axes
+    drawn = [line.get_xydata().ravel() for line in axis.lines]
+    points = [xy for xy in drawn if len(xy) == 2]
+    expected = [[0.2, 0.0], [0.1, -3.0], [0.15, -8.0]]  # At the edge: -20.
+    np.testing.assert_allclose(points, expected, atol=1e-9)
 
 
 def test_table_needs_results(tmp_path):
     path = tmp_path / "results.jsonl"
     with pytest.raises(side_by_side.UserError, match="cannot read"):
-        side_by_side.summarize(str(path))
+        side_by_side_summary.write(str(path))
     path.write_text("")
     with pytest.raises(side_by_side.UserError, match="no results"):
-        side_by_side.summarize(str(path))
+        side_by_side_summary.write(str(path))
 
 
 def _write_arrays(folder, rng):
@@ -270,5 +303,5 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
     goal = 0.5 * lines[0]["start"]["dropout"]["union"]
     assert abs(target - goal) < abs(none - goal)
     assert plain < none
-    table = side_by_side.summarize(str(output))
+    table = side_by_side_summary.write(str(output))
     assert "**toy**, 40 steps" in table

@@ -106,7 +106,12 @@ def find_states(
         padding = _said_before(c, state, said) or paddings[id(c.scope)]
         uses_keras_masks &= padding.mask is not False
         source = padding.source_for(c.call, state)
-        lacks = source is None and padding.lacks_mask(c.call, state)
+        # An embedding of each example has no tokens that could be padding.
+        lacks = (
+            source is None
+            and not _is_embedding(state)
+            and padding.lacks_mask(c.call, state)
+        )
         if lacks:
             lacking.append(name)
         words.append(_words_of(source, padding.mask, lacks))

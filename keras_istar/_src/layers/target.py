@@ -84,7 +84,8 @@ def intervals(target: Any, clouds: int) -> np.ndarray:
     if len(items) != clouds:
         raise ValueError(
             f"`target` must be a list with one item for each of the {clouds} "
-            f"hidden states. Received: target={target!r:.200}"
+            "hidden states; an interval is a tuple `(low, high)`. "
+            f"Received: target={target!r:.200}"
         )
     return np.array([np.broadcast_to(item, 2) for item in items], "float32")
 

@@ -1,0 +1,251 @@
+"""The runs of `side_by_side.py` as a table and a figure, beside their file."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from finetuning.command_line import UserError
+from matplotlib.figure import Figure
+
+from study import comparison
+from study.result_folder import replace_file
+
+_BASELINE = "none"
+_HEADINGS = (
+    "method",
+    "seeds",
+    "score",
+    "difference (p)",
+    "target",
+    "held, in training",
+    "on test part",
+    "union, test",
+    "last layer, test",
+    "between layers",
+)
+_NOT_LAYERS = 2  # The union, and that with the mean of each layer removed.
+_PANELS = {
+    "cola": "CoLA, Matthews",
+    "mrpc": "MRPC, accuracy and F1",
+    "rte": "RTE, accuracy",
+    "sst2": "SST-2, accuracy",
+    "stsb": "STS-B, correlation",
+}
+# Color, marker and size of each kind of method.
+_KINDS = {
+    "no regularizer": ("black", "s", 5),
+    "with a target": ("C0", "o", 4),
+    "the default of attach": ("C2", "*", 9),
+    "plain strength": ("C1", "^", 4),
+}
+_DEFAULT = "target:0.75x,strength=1,error=running"
+# What lost more points is drawn at the edge.
+_LOWEST = -8.0
+_MILLIMETERS = 25.4
+
+
+def write(path: str) -> str:
+    """Writes `summary.md` and `score_by_isotropy.png` beside the results.
+
+    Args:
+        path: The file of results.
+
+    Returns:
+        The Markdown.
+
+    Raises:
+        UserError: If there is no such file, nothing in it, or the summary
+            cannot be written.
+    """
+    runs = read(path)
+    text = markdown(runs)
+    picture = io.BytesIO()
+    draw(runs).savefig(picture, format="png", dpi=130)
+    folder = Path(path).parent
+    try:
+        replace_file(folder / "score_by_isotropy.png", picture.getvalue())
+        replace_file(folder / "summary.md", f"{text}\n".encode())
+    except OSError as error:
+        raise UserError(f"cannot write the summary: {error}") from error
+    return text
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """The lines of a file of results.
+
+    Raises:
+        UserError: If there is no such file, or nothing in it.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the results: {error}") from error
+    runs = [json.loads(line) for line in text.splitlines() if line.strip()]
+    if not runs:
+        raise UserError(f"{path} has no results to summarize")
+    return sorted(runs, key=lambda run: run["task"])
+
+
+def run_table(runs: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row for each run, for `comparison.compare`, and what a table shows.
+
+    `isoscore` is that of the union on the test part. `target`, `training` and
+    `test` are of what the method holds, the mean over layers if it is those.
+    """
+    return pd.DataFrame(
+        {
+            "setting": run["task"],
+            "method": run["method"],
+            "seed": run["seed"],
+            "score": run["score"],
+            "isoscore": run["end"]["test"]["union"],
+            "dimension": float("nan"),
+            "target": _target(run),
+            "training": _held(run, run["end"]["running"]),
+            "test": _held(run, run["end"]["test"]),
+            "last_layer": list(run["end"]["test"].values())[-1],
+            "between_layers": run["share_between_layers"]["end"],
+        }
+        for run in runs
+    )
+
+
+def markdown(runs: list[dict[str, Any]]) -> str:
+    """A table for each task.
+
+    Differences are to `none`, over the seeds that both have, with the p of a
+    paired t-test, and that with Holm's correction over all tests of the file
+    where it is below 0.05.
+    """
+    table = run_table(runs)
+    shown = ["training", "test", "last_layer", "between_layers"]
+    groups = table.groupby(["setting", "method"], sort=False)
+    means = groups[shown].mean().join(groups["target"].first())
+    rows = comparison.compare(table).merge(
+        means.reset_index(), on=["setting", "method"]
+    )
+    pieces = [
+        "By `python examples/study/side_by_side.py --output results.jsonl "
+        "--summarize`. Differences are paired by seed, to `none`; Holm's p is "
+        "over all tests of the file, and shown where it is below 0.05."
+    ]
+    for task, group in rows.groupby("setting", sort=False):
+        first = next(run for run in runs if run["task"] == task)
+        start = first["start"]
+        pieces += [
+            "",
+            f"**{task}**, {first['steps']} steps; IsoScore of the union at "
+            f"the start: {start['dropout']['union']:.3f} with dropout, "
+            f"{start['train']['union']:.3f} without, "
+            f"{start['test']['union']:.3f} on the test part; "
+            f"{first['share_between_layers']['start']:.0%} of the variance "
+            "between layers.",
+            "",
+            f"| {' | '.join(_HEADINGS)} |",
+            "|" + "---|" * len(_HEADINGS),
+            *(f"| {' | '.join(_cells(row))} |" for row in group.itertuples()),
+        ]
+    return "\n".join(pieces).strip()
+
+
+def _cells(row):
+    spread = "" if pd.isna(row.deviation) else f" ± {row.deviation:.3f}"
+    difference = "" if pd.isna(row.difference) else f"{row.difference:+.3f}"
+    if not pd.isna(row.p):
+        holm = f", Holm {row.p_holm:.3f}" if row.p_holm < 0.05 else ""
+        difference += f" ({row.p:.3f}{holm})"
+    return (
+        row.method,
+        str(row.seeds),
+        f"{row.score:.3f}{spread}",
+        difference,
+        row.target,
+        f"{row.training:.3f}",
+        f"{row.test:.3f}",
+        f"{row.isoscore:.3f}",
+        f"{row.last_layer:.3f}",
+        f"{row.between_layers:.0%}",
+    )
+
+
+def _held(run, scores):
+    """The score of what a method holds, the mean over layers if it is those."""
+    of = run["settings"]["of"]
+    if of != "layers":
+        return scores[of]
+    layers = list(scores.values())[_NOT_LAYERS:]
+    return sum(layers) / len(layers)
+
+
+def _target(run):
+    settings = run["settings"]
+    if settings["low"] is None:
+        return ""
+    start = "train" if settings["at"] == "inference" else "dropout"
+    is_relative = settings["is_relative"]
+    unit = _held(run, run["start"][start]) if is_relative else 1.0
+    bounds = dict.fromkeys((settings["low"], settings["high"]))
+    return " to ".join(f"{bound * unit:.3f}" for bound in bounds)
+
+
+def draw(runs: list[dict[str, Any]]) -> Figure:
+    """The difference of the score against IsoScore, a panel for each task.
+
+    Means over seeds; methods of one seed have a hollow marker. What lies below
+    the axis is drawn at its edge.
+    """
+    rows = comparison.compare(run_table(runs))
+    groups = list(rows.groupby("setting", sort=False))
+    figure = Figure(
+        figsize=(180 / _MILLIMETERS, 62 / _MILLIMETERS), layout="constrained"
+    )
+    axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+    for axis, (task, group) in zip(axes, groups, strict=True):
+        axis.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
+        for row in group.itertuples():
+            _draw_method(axis, row)
+        axis.set_title(_PANELS.get(task, task), fontsize=7)
+        axis.set_xlim(0.0, max(0.4, 1.1 * group["isoscore"].max()))
+        axis.set_ylim(_LOWEST - 0.5, 1.5)
+        axis.tick_params(labelsize=7)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("points against no regularizer", fontsize=7)
+    figure.supxlabel("IsoScore of all layers after training", fontsize=7)
+    handles = [
+        axes[0].plot([], [], color=color, marker=marker, linestyle="")[0]
+        for color, marker, _ in _KINDS.values()
+    ]
+    figure.legend(
+        handles,
+        list(_KINDS),
+        loc="outside upper center",
+        ncols=len(handles),
+        fontsize=7,
+        frameon=False,
+    )
+    return figure
+
+
+def _draw_method(axis, row):
+    color, marker, size = _KINDS[_kind(row.method)]
+    points = 0.0 if row.method == _BASELINE else 100.0 * row.difference
+    axis.plot(
+        row.isoscore,
+        max(points, _LOWEST),
+        color=color,
+        marker=marker if points > _LOWEST else "v",
+        markersize=size,
+        markerfacecolor="none" if row.seeds == 1 else color,
+        alpha=0.7 if row.seeds == 1 else 1.0,
+        clip_on=False,
+    )
+
+
+def _kind(method):
+    if method == _BASELINE:
+        return "no regularizer"
+    if method == _DEFAULT:
+        return "the default of attach"
+    return "plain strength" if method.startswith("plain") else "with a target"
