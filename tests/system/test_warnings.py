@@ -105,6 +105,7 @@ SCRIPTS = {
         model = make_model()
         for _ in range(6):
             keras_istar.measure(model, x, "encoder", measures="isoscore")
+        fit(model, [keras_istar.IsotropyMonitor(x, "encoder", verbose=0)])
         points = x.reshape(-1, 4)
         keras_istar.isoscore(points)
         keras_istar.isoscore_star(points, np.eye(4))
@@ -116,7 +117,7 @@ SCRIPTS = {
         metric.update_state(None, points)
         metric.result()
         inputs = keras.Input((6, 4))
-        hidden = keras_istar.IStarRegularization(strength=-1.0)(
+        hidden = keras_istar.IStarRegularization(target=0.5)(
             keras.layers.Dense(5)(inputs)
         )
         pooled = keras.layers.GlobalAveragePooling1D()(hidden)
