@@ -333,6 +333,7 @@ REFUSED = {
     "relative to nothing": ({"relative": True}, "relative"),
     "centered layers": ({"centered": True, "per_layer": True}, "centered"),
     "schedule of text": ({"target": lambda step: "half"}, "target"),
+    "schedule of a list": ({"target": lambda step: [0.1, 0.4]}, "target"),
     "schedule above one": ({"target": lambda step: 2.0 + step}, "target"),
     "broken schedule": ({"strength": lambda: 1.0}, "strength"),
     "no flag": ({"per_layer": 1}, "per_layer"),
