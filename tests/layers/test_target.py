@@ -330,6 +330,10 @@ REFUSED = {
     "empty": ({"target": []}, "target"),
     "nan": ({"target": float("nan")}, "target"),
     "negative strength": ({"target": 0.5, "strength": -1.0}, "strength"),
+    "negative schedule": (
+        {"target": 0.5, "strength": lambda step: step - 1.0},
+        "strength",
+    ),
     "relative to nothing": ({"relative": True}, "relative"),
     "centered layers": ({"centered": True, "per_layer": True}, "centered"),
     "schedule of text": ({"target": lambda step: "half"}, "target"),
