@@ -27,7 +27,13 @@ something else runs on the machine. Sections:
 
 Targets on a CPU are for two cores, where everything takes one to two hours and
 12 GB of memory. A GPU needs JAX or PyTorch, but no TensorFlow, and is meant to
-take less than six minutes.
+take less than six minutes. No case starts later than `--seconds` allows:
+
+    python benchmarks --device gpu --seconds 300 --backend jax --variants
+
+leaves out what PyTorch would run, and times the kernel with other choices too:
+one state or twelve in a product instead of four, float32 products of bfloat16
+states. They are in `benchmarks/variants.py`.
 """
 
 import argparse
@@ -109,7 +115,7 @@ def _options():
     add(
         "--variants",
         action="store_true",
-        help="also other choices than the kernel makes (JAX on a GPU)",
+        help="also other choices than the kernel makes (GPU)",
     )
     add(
         "--output",

@@ -13,6 +13,7 @@ from keras_istar._src.attach.attach import detach
 from keras_istar._src.callbacks.atomic_backup import AtomicBackup
 from keras_istar._src.callbacks.istar_callback import IStarCallback
 from keras_istar._src.callbacks.monitor import IsotropyMonitor
+from keras_istar._src.compat.keras_data import integer_masks
 from keras_istar._src.layers.base import HiddenStateRegularization
 from keras_istar._src.layers.cosine import CosineRegularization
 from keras_istar._src.layers.isobn import IsotropicBatchNormalization
@@ -41,6 +42,7 @@ __all__ = [
     "attach",
     "attach_regularizer",
     "detach",
+    "integer_masks",
     "isoscore",
     "isoscore_from_covariance",
     "isoscore_star",

@@ -77,7 +77,17 @@ def _states(model, layers, x):
     return [np.asarray(y) for y in probe(x)]
 
 
-@pytest.fixture(params=FAMILIES)
+# The others are of the kinds of BERT and of GPT-2. The table of supported
+# models has them all.
+QUICK = ["Bert", "Albert", "Gemma"]
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in FAMILIES
+    ]
+)
 def family(request):
     return request.param
 

@@ -11,9 +11,11 @@ import pytest
 
 import keras_istar
 from benchmarks import report
+from benchmarks import timing
 from benchmarks.timing import Seconds
 from benchmarks.timing import alternate
 from benchmarks.timing import compare
+from keras_istar._src.score import moments
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -75,6 +77,69 @@ def test_gpu_without_tensorflow(run):
     # Weights of the embeddings alone: (50 + 128 + 2) × 32 float32, and two
     # moments of Adam.
     assert memory.reference > 3 * 180 * 32 * 4 / 1e6
+
+
+def test_variants_and_one_backend(run):
+    pytest.importorskip("jax")
+    _, sections = run(
+        *("--only", "penalty", "--backend", "jax", "--variants"), device="gpu"
+    )
+    rows = sections["penalty"]
+    assert {row.case.split()[-1] for row in rows} == {"JAX"}
+    sides = {"64": set(), "12,288": set()}
+    for row in rows:
+        if "bfloat16" in row.case:
+            sides[row.case.split(", d")[0].removeprefix("n = ")].add(row.side)
+    together = {f"keras_istar, {n} at once" for n in ("1 state", "12 states")}
+    assert together <= sides["12,288"]
+    assert not together & sides["64"]  # There is one state.
+    assert all("keras_istar, float32 products" in s for s in sides.values())
+
+
+def test_backend_leaves_out_what_others_run(run):
+    pytest.importorskip("jax")
+    output, sections = run("--only", "counts", "--backend", "torch")
+    assert sections == {"counts": []}
+    assert "counts: jax" not in output
+
+
+def test_no_section_starts_late(tmp_path):
+    pytest.importorskip("jax")
+    done = _command(
+        *("--device", "gpu", "--tiny", "--output", tmp_path),
+        *("--only", "accuracy", "--backend", "jax", "--seconds", "0"),
+    )
+    assert done.returncode == 1
+    assert "Failed: accuracy on jax, for want of time" in done.stderr
+    _, sections = report.read(tmp_path / "gpu-tiny.json")
+    assert sections == {"accuracy": []}
+
+
+def test_no_case_starts_late(monkeypatch):
+    monkeypatch.setattr(timing.time, "time", lambda: 100.0)
+    assert not timing.is_late()
+    monkeypatch.setenv(timing.DEADLINE, "110.0")
+    assert not timing.is_late()
+    assert not timing.is_late(reserve=10.0)
+    assert timing.is_late(reserve=10.5)
+
+
+def test_variants_hold_inside_alone():
+    variants = pytest.importorskip("benchmarks.variants")
+    tokens = keras.ops.ones((3, 2), "bfloat16")
+    before = moments.states_at_once(tokens), moments.product_dtype(tokens)
+    found = {}
+    for name in variants.NAMES:
+        with variants.variant(name):
+            found[name] = (
+                moments.states_at_once(tokens),
+                moments.product_dtype(tokens),
+            )
+    assert found["1 state at once"] == (1, before[1])
+    assert found["12 states at once"] == (12, before[1])
+    assert found["float32 products"] == (before[0], "float32")
+    after = moments.states_at_once(tokens), moments.product_dtype(tokens)
+    assert after == before
 
 
 @pytest.mark.slow
@@ -158,16 +223,17 @@ def test_unknown_section():
     assert "Received: --only growth,speed" in done.stderr
 
 
-def test_committed_results_are_rendered_as_they_are(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_committed_results_are_rendered_as_they_are(tmp_path, device):
     results = ROOT / "benchmarks" / "results"
-    path = tmp_path / "cpu.json"
-    path.write_text((results / "cpu.json").read_text())
+    path = tmp_path / f"{device}.json"
+    path.write_text((results / path.name).read_text())
     done = _command("--render", path)
     assert done.returncode == 0, done.stderr
-    rendered = (results / "cpu.md").read_text()
+    rendered = (results / f"{device}.md").read_text()
     assert path.with_suffix(".md").read_text() == rendered
     assert json.loads(path.read_text()) == json.loads(
-        (results / "cpu.json").read_text()
+        (results / path.name).read_text()
     )
 
 

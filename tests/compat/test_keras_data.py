@@ -147,3 +147,28 @@ def test_iterables_that_cannot_be_preprocessed():
         "nested tuples or dicts of them, or a `tf.data` or Grain dataset. "
         "Received: data of type Batches"
     )
+
+
+def test_integer_masks_of_arrays_and_tensors():
+    mask = np.array([[True, False], [True, True]])
+    data = {"mask": mask, "tensor": keras.ops.convert_to_tensor(mask)}
+    made, labels, number = keras_data.integer_masks((data, np.zeros(2), 3))
+    for value in made.values():
+        assert keras.backend.standardize_dtype(value.dtype) == "int32"
+        np.testing.assert_array_equal(value, mask.astype("int32"))
+    assert labels.dtype == "float64"
+    assert number == 3
+    assert data["mask"].dtype == bool
+
+
+@pytest.mark.parametrize("has_labels", [False, True])
+def test_integer_masks_of_datasets(has_labels):
+    tf = pytest.importorskip("tensorflow")
+    x = {"mask": np.array([True, False]), "ids": np.array([3, 4])}
+    parts = (x, np.array([0, 1])) if has_labels else x
+    dataset = tf.data.Dataset.from_tensor_slices(parts).batch(2)
+    (batch,) = list(keras_data.integer_masks(dataset).as_numpy_iterator())
+    made = batch[0] if has_labels else batch
+    assert made["mask"].dtype == np.int32
+    assert made["mask"].tolist() == [1, 0]
+    assert made["ids"].tolist() == [3, 4]

@@ -46,13 +46,17 @@ def test_dataset_that_yields_no_batch(states):
 def test_no_texts(tiny_classifier, make):
     texts = ([], []) if make is tuple else make([])
     with pytest.raises(ValueError, match="two unmasked tokens.*'layer_0'"):
-        measure(tiny_classifier(), texts)
+        measure(tiny_classifier(), texts, measures="isoscore")
 
 
 def test_empty_dataset_of_texts(tiny_classifier, sentences):
     texts, labels = sentences
     with pytest.raises(ValueError, match="two unmasked tokens.*with 0 in"):
-        measure(tiny_classifier(), dataset(texts, labels).take(0))
+        measure(
+            tiny_classifier(),
+            dataset(texts, labels).take(0),
+            measures="isoscore",
+        )
 
 
 @pytest.mark.parametrize("as_dataset", [False, True])
@@ -82,7 +86,7 @@ def test_layer_that_went_wrong_in_training(tiny_classifier, sentences):
     block = task.backbone.get_layer("transformer_layer_1")
     block.set_weights([np.full_like(w, np.nan) for w in block.get_weights()])
     with pytest.raises(ValueError) as caught:
-        measure(task, sentences[0])
+        measure(task, sentences[0], measures="isoscore")
     damaged = re.search(r"\{.*\}", str(caught.value)).group()
     number = measure(task, sentences[0], 0, measures="isoscore").rows[0].tokens
     assert damaged == str({"layer_1": f"{number:,} of {number:,} tokens"})

@@ -105,7 +105,7 @@ def test_isoscore_star_is_the_papers(cloud, shrinkage, power, data):
     dim = points.shape[-1]
     factor = data.draw(arrays("float64", (dim, dim), elements=units))
     unit = np.max(np.abs(points - points.mean((0, 1)))) or 1.0
-    target = (unit * 10.0**power) ** 2 * factor @ factor.T
+    target = (unit * 10.0**power) ** 2 * (factor @ factor.T)
     target = rounded(np.clip(target, -1e37, 1e37), "float32")
     score = keras_istar.isoscore_star(
         as_tensor(points, dtype), target.astype("float32"), shrinkage, mask

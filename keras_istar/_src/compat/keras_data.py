@@ -179,6 +179,48 @@ def _map_preprocessor(task, dataset):
     )
 
 
+def integer_masks(data: Any) -> Any:
+    """Makes boolean masks integers, which `fit` under several replicas needs.
+
+    Under `MirroredStrategy` and `TPUStrategy`, Keras takes the mean of the
+    first batch over the replicas, which TensorFlow has not for the booleans
+    that KerasHub's preprocessors return as masks. Models read integers alike.
+
+    Args:
+        data: What a preprocessor returns, arrays or tensors in dicts, lists
+            and tuples; or a `tf.data` dataset of these.
+
+    Returns:
+        The same, with zeros and ones of type int32 where there were booleans.
+
+    Example:
+
+    >>> masks = {"padding_mask": np.array([[True, False]])}
+    >>> keras_istar.integer_masks(masks)["padding_mask"].tolist()
+    [[1, 0]]
+    """
+    if hasattr(data, "element_spec"):  # tf.data passes fields apart.
+        return data.map(
+            lambda *batch: integer_masks(batch if len(batch) > 1 else batch[0])
+        )
+    return keras.tree.map_structure(_without_bool, data)
+
+
+def _without_bool(leaf):
+    if not hasattr(leaf, "dtype"):
+        return leaf
+    is_bool = keras.backend.standardize_dtype(leaf.dtype) == "bool"
+    if not is_bool:
+        return leaf
+    if isinstance(leaf, np.ndarray):
+        return leaf.astype("int32")
+    if type(leaf).__module__.startswith("tensorflow"):  # On any backend.
+        import tensorflow as tf
+
+        return tf.cast(leaf, "int32")
+    return ops.cast(leaf, "int32")
+
+
 # Keras takes the mean of the first batch over replicas, which TensorFlow has
 # not for the bools that masks are.
 

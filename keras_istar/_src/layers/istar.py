@@ -37,7 +37,7 @@ _MOMENTUM_OF_TARGET = 0.9
 _MOST_MOMENTUM_OF_TARGET = 0.95
 _STRENGTH_OF_TARGET = 20.0
 # Without either, three quarters of the isotropy at the start are approached so
-# gently that no task was the worse for it.
+# gently that no task lost a point by it.
 _DEFAULT_TARGET = 0.75
 _DEFAULT_STRENGTH = 1.0
 

@@ -1,7 +1,7 @@
-"""Trains a tiny attached model for 5,000 steps, with a pass every 50.
+"""Trains a tiny attached model for 2,000 steps, with a pass every 25.
 
 Arguments: the file to write, the folder of event files. What is saved has one
-row for each 100 steps, which are an epoch.
+row for each 50 steps, which are an epoch.
 """
 
 import os
@@ -13,7 +13,7 @@ import numpy as np
 
 import keras_istar
 
-EPOCHS, STEPS, BATCH = 50, 100, 2
+EPOCHS, STEPS, BATCH = 40, 50, 2
 
 
 class Traced(keras.layers.Layer):
@@ -71,7 +71,7 @@ def main(output, folder):
     model.compile("sgd", "mse")
     x = np.random.normal(size=(STEPS * BATCH, 4, 3)).astype("float32")
     callback = keras_istar.IStarCallback(
-        x[:64], update_freq=50, verbose=0, log_dir=folder
+        x[:64], update_freq=25, verbose=0, log_dir=folder
     )
     recorder = Recorder(traced, folder)
     traced.calls[:] = 0

@@ -41,18 +41,13 @@ class Experiments:
             return contextlib.nullcontext()
         return self._strategy.scope()
 
-    def _bert(self, rate=0.05, reduction="sum_over_batch_size", **options):
+    def _bert(self, **options):
         with self._scope():
             model = bert_classifier()
-            if options:
-                self._layer = keras_istar.attach(
-                    model, **({"strength": -1.0} | options)
-                )
+            self._layer = keras_istar.attach(model, **options)
             model.compile(
-                keras.optimizers.SGD(rate),
-                keras.losses.SparseCategoricalCrossentropy(
-                    from_logits=True, reduction=reduction
-                ),
+                keras.optimizers.SGD(0.05),
+                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
                 metrics=["accuracy"],
             )
         return model
@@ -95,18 +90,15 @@ class Experiments:
 
     def empty_replica_sum(self):
         """The task loss is a sum over examples, which replicas add up."""
-        model = self._bert(rate=0.01, reduction="sum", strength=-3.0)
-        return self._fit(model, 9 * BATCH + 3)
-
-    def plain_even(self):
-        return self._fit(self._bert(), 10 * BATCH)
+        return self._dense(
+            one_tower,
+            examples=9 * BATCH + 3,
+            loss=keras.losses.MeanSquaredError(reduction="sum"),
+            rate=0.005,
+        )
 
     def plain_uneven(self):
-        return self._fit(self._bert(), 9 * BATCH + 3)
-
-    def plain_uneven_sum(self):
-        model = self._bert(rate=0.01, reduction="sum")
-        return self._fit(model, 9 * BATCH + 3)
+        return self._dense(plain_tower, examples=9 * BATCH + 3)
 
     def callback(self):
         model = self._bert(strength=-3.0)
@@ -117,11 +109,13 @@ class Experiments:
         result = self._fit(model, 4 * BATCH, callbacks=[callback])
         return {**result, **self._shrinkage_covariances()}
 
-    def _dense(self, make_model, examples=4 * BATCH, **options):
+    def _dense(
+        self, make_model, examples=4 * BATCH, loss="mse", rate=0.05, **options
+    ):
         with self._scope():
             keras.utils.set_random_seed(3)
             model = make_model(**options)
-            model.compile(keras.optimizers.SGD(0.05), "mse", metrics=["mse"])
+            model.compile(keras.optimizers.SGD(rate), loss, metrics=["mse"])
         rng = np.random.default_rng(4)
         x = rng.standard_normal((examples, 6, 8)) * np.linspace(0.2, 2, 8)
         y = rng.standard_normal((examples, 1))
@@ -147,9 +141,6 @@ class Experiments:
 
     def other_losses(self):
         return self._dense(activity_regularizers, strength=-2.0)
-
-    def plain_other_losses(self):
-        return self._dense(activity_regularizers)
 
     def cosine(self):
         return self._dense(cosine_tower)
@@ -216,11 +207,15 @@ def activity_regularizers(**options):
     return model
 
 
-def one_tower(sync):
+def plain_tower():
     inputs = keras.Input((6, 8))
     hidden = keras.layers.Dense(12, "tanh", name="hidden")(inputs)
     outputs = keras.layers.GlobalAveragePooling1D()(hidden)
-    model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
+    return keras.Model(inputs, keras.layers.Dense(1)(outputs))
+
+
+def one_tower(sync=True):
+    model = plain_tower()
     options = {} if sync else {"sync": False}
     keras_istar.attach(model, layers="hidden", strength=-2.0, **options)
     return model
@@ -238,10 +233,7 @@ def two_states(**options):
 
 
 def cosine_tower():
-    inputs = keras.Input((6, 8))
-    hidden = keras.layers.Dense(12, "tanh", name="hidden")(inputs)
-    outputs = keras.layers.GlobalAveragePooling1D()(hidden)
-    model = keras.Model(inputs, keras.layers.Dense(1)(outputs))
+    model = plain_tower()
     cosine = keras_istar.CosineRegularization(2.0)
     keras_istar.attach_regularizer(model, cosine, layers="hidden")
     return model
