@@ -40,8 +40,6 @@ def check_schedule(
     """What a function of the step begins with; raises if that is no value."""
     try:
         first = schedule(ops.convert_to_tensor(0.0))
-        # A list is a value of its own kind in no schedule.
-        first = tuple(map(float, first)) if _is_pair(first) else float(first)
     except Exception as e:
         raise ValueError(
             f"`{name}` must be a value or a function that returns one for a "
@@ -49,11 +47,17 @@ def check_schedule(
             f"Received: {name}={schedule!r:.200}, which raised "
             f"{type(e).__name__}: {e!s:.200}"
         ) from e
-    return check(name, first)
-
-
-def _is_pair(value):
-    return isinstance(value, (list, tuple)) and len(value) == 2
+    try:
+        # A list would be read as one value for each hidden state.
+        is_pair = isinstance(first, tuple) and len(first) == 2
+        number = tuple(map(float, first)) if is_pair else float(first)
+    except (TypeError, ValueError) as e:
+        raise ValueError(
+            f"`{name}` must be a value or a function that returns a number, "
+            "or a tuple `(low, high)` where an interval is one. "
+            f"Received: {name}={schedule!r:.200}, which returned {first!r:.200}"
+        ) from e
+    return check(name, number)
 
 
 def check_fraction(name: str, value: Any) -> float:

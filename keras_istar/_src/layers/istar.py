@@ -280,7 +280,11 @@ class IStarRegularization(HiddenStateRegularization):
                     "`target` must be a number or a pair for a layer of one "
                     f"cloud. Received: target={target!r:.200}"
                 )
-        if target is not None and not callable(strength) and strength < 0:
+        if callable(strength):  # What it begins with says which way it pushes.
+            strength = validation.check_schedule(
+                "strength", strength, validation.check_real
+            )
+        if target is not None and strength < 0:
             raise ValueError(
                 "`strength` must be at least 0 with a `target`, which is "
                 f"approached from both sides. Received: strength={strength!r}"
