@@ -181,7 +181,7 @@ def _at_least(case, device):
 def penalty(states: list) -> Callable[[list], object]:
     """The attached layer's penalty as a function of states like these."""
     layer = keras_istar.IStarRegularization(strength=1.0)
-    layer.build([state.shape for state in states])
+    layer.build([tuple(state.shape) for state in states])
 
     def function(states):
         layer(states, training=True)

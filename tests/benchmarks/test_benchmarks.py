@@ -7,6 +7,7 @@ import sys
 
 import keras
 import numpy as np
+import oracle
 import pytest
 
 import keras_istar
@@ -195,6 +196,8 @@ def test_textbook_score_is_that_of_the_package():
     np.testing.assert_allclose(
         penalty.textbook_score(states), keras_istar.isoscore(points), rtol=1e-5
     )
+    found = float(penalty.penalty(states)(states))
+    assert found == pytest.approx(oracle.penalty(points, 1.0), rel=1e-4)
 
 
 @pytest.mark.slow
