@@ -23,7 +23,7 @@ from finetuning.settings import Recipe
 
 _RANKS = {name: i for i, name in enumerate(DEFAULTS)}
 # They came later: lines that lack them have their defaults, and keep their id.
-_LATER = ("head_steps", "optimizer")
+_LATER = {"recipe": ("head_steps", "optimizer"), "method": ("target",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +44,11 @@ class Run:
     def as_dict(self) -> dict[str, Any]:
         """All options, in dicts."""
         options = dataclasses.asdict(self)
-        for name in _LATER:
-            if options["recipe"][name] == getattr(Recipe(), name):
-                del options["recipe"][name]
+        defaults = {"recipe": Recipe(), "method": Method("none")}
+        for part, names in _LATER.items():
+            for name in names:
+                if options[part][name] == getattr(defaults[part], name):
+                    del options[part][name]
         return options
 
     @classmethod
