@@ -86,6 +86,17 @@ def test_dead_dimensions_leave_the_scale_and_the_band(report):
     assert lowest < text.get_position()[1] < heights.max()
 
 
+def test_outlier_dimensions_stay_on_the_scale(make_report):
+    report = make_report(["layer_0", "layer_1", "union"])
+    quiet = [1.0] * (DIM - 1)
+    set_variances(report.rows[0], [*quiet, 30.0])
+    set_variances(report.rows[1], [*quiet, 0.02])  # Below the middle 90 %.
+    axes = report.plot().axes[2]
+    lowest, highest = axes.get_ylim()
+    drawn = line(axes, str(DIM - 1)).get_ydata()
+    assert lowest < drawn.min() < 0.03 and drawn.max() < highest
+
+
 def test_legend_says_how_many_outlier_dimensions_there_are(make_report):
     report = make_report([f"layer_{i}" for i in range(8)] + ["union"])
     for i, row in enumerate(report.rows):

@@ -126,13 +126,15 @@ def _draw_outliers(axes, rows):
     places = np.arange(len(layers))
     ratios = np.array([_variance_ratios(row) for row in layers])
     low, high = np.quantile(ratios, [0.05, 0.95], axis=1)
-    floor = np.clip(np.min(low) / 2, _LOWEST_RATIO, 0.1)
+    outliers = _widest_outliers(layers, ratios)
+    drawn = ratios[:, outliers[: len(_COLORS)]]
+    lowest = min(np.min(low), np.min(drawn, initial=np.inf))
+    floor = np.clip(lowest / 2, _LOWEST_RATIO, 0.1)
     low, high = np.maximum(low, floor), np.maximum(high, floor)
     axes.fill_between(places, low, high, color=_PALE, lw=0)
     middle = np.sqrt(low[0] * high[0])
     axes.text(0, middle, " middle 90%", color=_GREY, va="center", fontsize=6.5)
     axes.axhline(OUTLIER_RULE, color="black", lw=0.8, ls=(0, (1, 1.5)))
-    outliers = _widest_outliers(layers, ratios)
     # Lines to what is lower, even 0, leave the panel on their way there.
     ratios = np.maximum(ratios, _LOWEST_RATIO / 10)
     for dimension, color, marker in zip(
