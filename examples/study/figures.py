@@ -12,6 +12,7 @@ from finetuning.settings import Method
 from matplotlib import color_sequences
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from study.grid import Run
@@ -28,6 +29,8 @@ _OTHER_COLORS = (
 )
 _MARKERS = "osD^vP*X"
 _MOST_TICKS = 5
+_MOST_LINES = 7  # More stand beside each other: none hides another.
+_OFFSET = 0.06  # Of such lines, in epochs or layers.
 
 
 def draw(records: list[Record]) -> dict[str, Figure]:
@@ -50,8 +53,8 @@ def _panels(records, draw_panel: Callable) -> Figure:
     groups: dict[str, list] = {name: [] for name in names.values()}
     for run, record in zip(runs, records, strict=True):
         groups[names[run.task, run.recipe]].append((run.method, record))
-    is_long = len(styles) > 7  # A legend of many lines stands at the side.
-    width = 3.6 * len(groups) + 2.6 * is_long
+    is_long = len(styles) > _MOST_LINES  # The legend is then at the side.
+    width = 3.6 * len(groups) + 3.2 * is_long
     figure = Figure(figsize=(width, 3.6), layout="constrained")
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     handles = {}
@@ -61,10 +64,13 @@ def _panels(records, draw_panel: Callable) -> Figure:
         axis.spines[["top", "right"]].set_visible(False)
         lines, labels = axis.get_legend_handles_labels()
         handles.update(zip(labels, lines, strict=True))
-    shown = [name for name in styles if name in handles]
+    nothing = Line2D([], [], linestyle="")
     figure.legend(
-        [handles[name] for name in shown],
-        shown,
+        [handles.get(name, nothing) for name in styles],
+        [
+            name if name in handles else f"{name} (no such log)"
+            for name in styles
+        ],
         loc="outside right center" if is_long else "outside lower center",
         ncols=1 if is_long else min(len(styles), 2 + 3 * len(groups)),
         frameon=False,
@@ -86,7 +92,7 @@ def _score_by_isotropy(axis, group, styles):
     points = _by_method(
         group,
         lambda _, record: (
-            record["isotropy"]["after"]["union"]["isoscore_star"],
+            record["isotropy"]["after"]["union"]["isoscore"],
             record["test"]["end"]["score"],
         ),
     )
@@ -95,9 +101,7 @@ def _score_by_isotropy(axis, group, styles):
         axis.plot(*seeds.T, alpha=0.35, **style)
         axis.plot(*seeds.mean(axis=0), markersize=11, label=name, **style)
     axis.xaxis.set_major_locator(MaxNLocator(_MOST_TICKS))
-    axis.set_xlabel(
-        "IsoScore* towards tr(Σ)/d·I, ζ = 0.2,\nall layers, after training"
-    )
+    axis.set_xlabel("IsoScore of all layers, after training")
     axis.set_ylabel("test score")
 
 
@@ -143,6 +147,7 @@ def _draw_mean(axis, x, seeds, name, styles):
     mean = pd.DataFrame(seeds).mean().to_numpy()
     deviation = pd.DataFrame(seeds).std().fillna(0.0).to_numpy()
     style = styles[name]
+    x = np.asarray(x) + _offset(list(styles).index(name), len(styles))
     axis.plot(x, mean, label=name, **style)
     axis.fill_between(
         x,
@@ -156,6 +161,11 @@ def _draw_mean(axis, x, seeds, name, styles):
     axis.xaxis.set_major_locator(
         MaxNLocator(_MOST_TICKS, integer=True, min_n_ticks=1)
     )
+
+
+def _offset(place, count):
+    """How far to the right of its place a line of many is drawn."""
+    return _OFFSET * (place - (count - 1) / 2) if count > _MOST_LINES else 0.0
 
 
 def _styles(methods: set[Method]) -> dict[str, dict[str, Any]]:

@@ -231,9 +231,37 @@ def test_other_tokens_are_not_in_the_curves_of_training():
     drawn = figures.draw(records)
     assert set(curves(drawn["isotropy_by_epoch"])) == {"none", "istar:1"}
     assert set(curves(drawn["dimension_by_layer"])) == set(methods)
+    (legend,) = drawn["isotropy_by_epoch"].legends
+    named = {text.get_text() for text in legend.get_texts()}
+    assert named == {
+        "none",
+        "istar:1",
+        "istar:1,layers=-1 (no such log)",
+        "istar:1,padding=count (no such log)",
+    }
     for record in records:
         record["epochs"] = [{"loss": 0.5}]
     assert not curves(figures.draw(records)["isotropy_by_epoch"])
+
+
+def test_scores_stand_above_the_isoscore_of_the_tables():
+    (record,) = make_records(1, ["istar:1"]).values()
+    (axis,) = figures.draw([record])["score_by_isotropy"].axes
+    (x, *_), *_ = axis.lines[0].get_data()
+    assert x == record["isotropy"]["after"]["union"]["isoscore"]
+    assert axis.get_xlabel().startswith("IsoScore of")
+
+
+def test_equal_curves_of_many_methods_all_show():
+    methods = [f"istar:1,shrinkage=0.{i}" for i in range(3, 9)]
+    methods += ["istar:0", "istar:1"]
+    records = list(make_records(1, methods).values())
+    for record in records:
+        record["epochs"] = [{"isoscore_union": 0.2}] * 3
+    (axis,) = figures.draw(records)["isotropy_by_epoch"].axes
+    starts = sorted(line.get_xdata()[0] for line in axis.lines)
+    assert len(starts) == 8 and np.diff(starts).min() > 0.03
+    assert 0.5 < starts[0] and starts[-1] < 1.5
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 40])
