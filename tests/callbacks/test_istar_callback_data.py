@@ -83,12 +83,12 @@ def classifier(tiny_classifier):
     return model
 
 
-@pytest.mark.parametrize("kind", TEXT_COLUMNS)
-def test_texts_of_a_task(classifier, pandas, kind):
-    (expected, _) = _scores(classifier, TEXTS, np.arange(12) % 2, "all")
-    column = TEXT_COLUMNS[kind](pandas)
-    seen = _scores(classifier, column, np.arange(12) % 2, "all")
-    assert seen == pytest.approx([expected] * 2, rel=1e-4)
+def test_texts_of_a_task(classifier, pandas):
+    y = np.arange(12) % 2
+    expected, _ = _scores(classifier, TEXTS, y, "all")
+    for kind, column in TEXT_COLUMNS.items():
+        seen = _scores(classifier, column(pandas), y, "all")
+        assert seen == pytest.approx([expected] * 2, rel=1e-4), kind
 
 
 def test_pairs_of_columns_of_a_task(classifier, pandas):
@@ -125,12 +125,18 @@ NUMBERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def numbers():
+    """An array, and the score that it gives a model."""
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+    expected, _ = _scores(_dense((4,)), x, x[:, :1])
+    return x, expected
+
+
 @pytest.mark.parametrize("kind", NUMBERS)
-def test_frames_of_numbers(pandas, rng, kind):
-    x = rng.normal(size=(12, 4)).astype("float32")
-    model = _dense((4,))
-    expected, _ = _scores(model, x, x[:, :1])
-    seen = _scores(model, NUMBERS[kind](pandas, x), x[:, :1])
+def test_frames_of_numbers(pandas, numbers, kind):
+    x, expected = numbers
+    seen = _scores(_dense((4,)), NUMBERS[kind](pandas, x), x[:, :1])
     assert seen == pytest.approx([expected] * 2, rel=1e-4)
 
 
@@ -164,10 +170,9 @@ STRUCTURES = {
 
 @pytest.mark.parametrize("frames", [False, True])
 @pytest.mark.parametrize("kind", STRUCTURES)
-def test_nested_inputs(pandas, rng, kind, frames):
+def test_nested_inputs(pandas, numbers, kind, frames):
     structure, fill = STRUCTURES[kind]
-    x = rng.normal(size=(12, 4)).astype("float32")
-    expected, _ = _scores(_dense((4,)), x, x[:, :1])
+    x, expected = numbers
     model = _dense((2,), (1,), (1,), structure=structure)
     parts = _parts(x)
     if frames:

@@ -19,7 +19,13 @@ from small_models import token_batches
 import keras_istar
 
 BATCH = 8
-TARGET = {"estimate": False, "target": 0.9, "momentum": 0.8, "shrinkage": 0.5}
+TARGET = {
+    "estimate": False,
+    "strength": 3.0,
+    "target": 0.9,
+    "momentum": 0.8,
+    "shrinkage": 0.5,
+}
 
 
 def set_distribution(kind, *place):
