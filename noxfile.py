@@ -17,7 +17,10 @@ nox.options.sessions = ["oldest", "newest"]
 PYTEST = ["python", "-m", "pytest", "-n", "2", "--dist", "loadfile"]
 QUICK = [
     *("-m", "not (tpu or slow or processes)", "--hypothesis-profile=quick"),
-    *("tests/validation", "tests/score", "tests/layers", "tests/measure"),
+    *("tests/validation", "tests/score/test_moments.py"),
+    *("tests/score/test_isoscore.py", "tests/layers/test_istar.py"),
+    *("tests/layers/test_target.py", "tests/layers/test_state.py"),
+    *("tests/measure/test_report.py", "tests/measure/test_isoscore_metric.py"),
 ]
 
 

