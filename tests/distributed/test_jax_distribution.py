@@ -73,7 +73,10 @@ def test_everything_is_as_on_one_device(request, results, kind, case):
             actual[name],
             expected[name],
             rtol=1e-5,
-            atol=3e-5 * np.abs(expected[name]).max(),
+            # A share of the variance, here a small one, left by subtraction.
+            atol=1e-6
+            if name.endswith("between_layers")
+            else 3e-5 * np.abs(expected[name]).max(),
             err_msg=name,
         )
 
