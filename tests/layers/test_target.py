@@ -192,7 +192,7 @@ def test_training_ends_at_the_target(rng, target):
     )
     assert history["isoscore"][-1] == pytest.approx(target, rel=0.1)
     assert report.rows[-1].values["isoscore"] == pytest.approx(target, rel=0.1)
-    assert history["isoscore_target"] == pytest.approx([target] * 8)
+    assert history["istar_target"] == pytest.approx([target] * 8)
 
 
 def test_first_steps_say_where_a_relative_target_starts(rng):
@@ -210,7 +210,7 @@ def test_first_steps_say_where_a_relative_target_starts(rng):
     assert history["istar_penalty"][0] == pytest.approx(
         4.0 * (start / 2) ** 2, rel=1e-4
     )
-    assert history["isoscore_target"][0] == pytest.approx(start / 2, rel=1e-4)
+    assert history["istar_target"][0] == pytest.approx(start / 2, rel=1e-4)
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
@@ -260,7 +260,7 @@ def test_targets_follow_a_schedule(rng, schedule):
     layer = keras_istar.attach(model, layers, target=schedule)
     history, _ = _fit(model, rng, steps=2, epochs=3)
     mean_of_steps = [[0.8, 0.65], [0.5, 0.35], [0.2, 0.2]]
-    assert history["isoscore_target"] == pytest.approx(
+    assert history["istar_target"] == pytest.approx(
         np.mean(mean_of_steps, axis=1).tolist(), rel=1e-4
     )
     assert layer.numbers_in_force()["target"] == pytest.approx(0.2)

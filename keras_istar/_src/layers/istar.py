@@ -70,7 +70,7 @@ class IStarRegularization(HiddenStateRegularization):
     batch reads lower than many, by how few its tokens are. The gradient is that
     of the batch's IsoScore*. What is held is the IsoScore in training, which
     dropout makes higher: in inference, where `IStarCallback` measures, MiniLM
-    ended 3 to 13 % below its targets. Logged besides is `isoscore_target`, the
+    ended 3 to 13 % below its targets. Logged besides is `istar_target`, the
     mean of `nearest`.
 
     Without `target` and `strength`, the target is three quarters of the
@@ -241,7 +241,7 @@ class IStarRegularization(HiddenStateRegularization):
         self._check_together()
         if target is not None:
             self.momentum = self.momentum or _MOMENTUM_OF_TARGET
-            self.add_logs("isoscore_target")
+            self.add_logs("istar_target")
             if self.momentum > _MOST_MOMENTUM_OF_TARGET:
                 warnings.warn(
                     "`momentum` should be at most "
@@ -383,7 +383,7 @@ class IStarRegularization(HiddenStateRegularization):
     def further_logs(self, measure: Tensor) -> dict[str, Tensor]:
         if self.target is None:
             return {}
-        return {"isoscore_target": ops.mean(self._goal(measure))}
+        return {"istar_target": ops.mean(self._goal(measure))}
 
     def _goal(self, score):
         """The value of the target that is nearest to a score, a constant."""
