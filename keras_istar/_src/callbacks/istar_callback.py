@@ -18,7 +18,6 @@ from keras_istar._src.compat import keras_data
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.layers.base import name_logs
 from keras_istar._src.layers.istar import IStarRegularization
-from keras_istar._src.layers.target import STEPS_TO_START
 from keras_istar._src.measure.report import as_float64
 from keras_istar._src.measure.running_statistics import TokenStatistics
 
@@ -193,15 +192,6 @@ class IStarCallback(IsotropyMonitor):
 
     def on_train_end(self, logs: Logs = None) -> None:
         super().on_train_end(logs)
-        for layer in self._watched:
-            if layer.awaits_start:
-                warnings.warn(
-                    f"Training ended before the target of layer {layer.name!r} "
-                    f"was known: {STEPS_TO_START:.0f} steps measure the "
-                    "isotropy that it is relative to, and have no penalty. "
-                    "Train longer, or give the target as an IsoScore.",
-                    stacklevel=2,
-                )
         if self._has_hooked:
             jax_trainer.unhook(self.model)
 

@@ -144,8 +144,8 @@ class IStarRegularization(HiddenStateRegularization):
             returns a number or a pair, like `strength`.
         relative: Whether `target` is in multiples of the IsoScore at the start
             of training: with 0.5 the model is to lose half of it, with 1.0 to
-            keep it. The first 20 steps, which have no penalty, measure the
-            start.
+            keep it. The start is the highest of the first 20 steps; the
+            penalty acts from the first one.
         per_layer: Whether each hidden state is a cloud of its own, with its own
             Σ_S and `target`. The penalty is the mean over the states. The one
             cloud of all states can be satisfied by some of them alone.
@@ -411,14 +411,6 @@ class IStarRegularization(HiddenStateRegularization):
         chosen = [f"{name}=True" for name in flags if getattr(self, name)]
         return "\n".join([", ".join([first, *chosen]), *rest])
 
-    @property
-    def awaits_start(self) -> bool:
-        """Whether a relative target is not known yet, for too few steps."""
-        if not self.relative or not self.built:
-            return False
-        start = ops.convert_to_numpy(ops.copy(self._start.state))
-        return not (start > 0).all()
-
     def numbers_in_force(self) -> dict[str, float]:
         """Settings as numbers at this step; the target in units of IsoScore."""
         names = ("strength", "shrinkage")
@@ -441,14 +433,19 @@ class IStarRegularization(HiddenStateRegularization):
         return {**numbers, "target_low": low, "target_high": high}
 
     def _learn_start(self, scores):
-        """Takes the isotropy that the first steps end with, `(clouds,)`."""
+        """Takes the highest isotropy of the first steps, `(clouds,)`.
+
+        An average of few batches reads low, and the penalty lowers what comes
+        after it.
+        """
         if not self.relative or self._steps is None:
             return
         steps = ops.convert_to_tensor(self._steps.state)
         start = ops.convert_to_tensor(self._start.state)
         scores = ops.cast(scores, "float32")
-        is_due = ops.equal(steps, STEPS_TO_START - 1)
-        self._start.state.assign(ops.where(is_due, scores, start))
+        is_first = steps < STEPS_TO_START
+        highest = ops.maximum(start, scores)
+        self._start.state.assign(ops.where(is_first, highest, start))
 
     def _clouds(self, states, masks):
         """Moments of each cloud, of the tokens of all replicas if `sync`."""
