@@ -212,3 +212,18 @@ def test_layers_that_are_not_there_are_refused_at_the_start(data):
     monitor = keras_istar.IsotropyMonitor(data[0], "other", verbose=0)
     with pytest.raises(ValueError, match="no layer named"):
         _fit(_model(), data, monitor)
+
+
+def test_states_that_become_finite_are_measured_from_then_on(data):
+    """What was not known at the start cannot have collapsed since."""
+    model = _model()
+    kernel, bias = model.get_layer("upper").get_weights()
+    model.get_layer("upper").set_weights([kernel * np.nan, bias])
+
+    def mend(epoch, logs=None):
+        model.get_layer("upper").set_weights([kernel, bias])
+
+    monitor = keras_istar.IsotropyMonitor(data[0], LAYERS, verbose=0)
+    mending = keras.callbacks.LambdaCallback(on_epoch_begin=mend)
+    history = model.fit(*data, verbose=0, callbacks=[mending, monitor]).history
+    assert np.isfinite(history["isoscore_union"]).all()

@@ -12,14 +12,13 @@ from keras import ops
 from keras_istar._src import validation
 from keras_istar._src.callbacks.monitor import IsotropyMonitor
 from keras_istar._src.callbacks.monitor import Logs
-from keras_istar._src.callbacks.monitor import describe_or_none
+from keras_istar._src.callbacks.monitor import rows_of
 from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat import keras_data
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.layers.base import name_logs
 from keras_istar._src.layers.istar import IStarRegularization
 from keras_istar._src.measure.report import as_float64
-from keras_istar._src.measure.running_statistics import TokenStatistics
 
 
 class IStarCallback(IsotropyMonitor):
@@ -228,20 +227,13 @@ class IStarCallback(IsotropyMonitor):
         has_target = bool(ops.copy(layer.has_shrinkage_covariance.value) > 0)
         if has_target and not layer.per_layer:
             target = as_float64(ops.copy(layer.shrinkage_covariance.value))
-        names = (
-            ["isoscore"] if target is None else ["isoscore", "isoscore_star"]
+        names = ["isoscore", "isoscore_star"]
+        return rows_of(
+            states,
+            names[:1] if target is None else names,
+            layer.value_in_force("shrinkage"),
+            target,
         )
-        rows = [
-            describe_or_none(
-                name,
-                names,
-                TokenStatistics(tokens.moments),
-                layer.value_in_force("shrinkage"),
-                target,
-            )
-            for name, tokens in states.items()
-        ]
-        return [] if None in rows else [row for row in rows if row]
 
     def _remedy(self, layer):
         if layer.target is None:

@@ -25,6 +25,7 @@ from keras_istar._src.measure import measures as table
 from keras_istar._src.measure.report import LayerIsotropy
 from keras_istar._src.measure.report import as_float64
 from keras_istar._src.measure.report import describe
+from keras_istar._src.measure.report import measure_values
 from keras_istar._src.measure.report import share_between
 from keras_istar._src.measure.running_statistics import RunningMoments
 from keras_istar._src.measure.running_statistics import RunningTokenStatistics
@@ -257,10 +258,10 @@ class IsotropyMonitor(keras.callbacks.Callback):
         """What the logs receive, by key."""
         numbers = {}
         for name, tokens in states.items():
-            row = describe_or_none(name, self.measures, tokens)
+            values = _values(name, self.measures, tokens)
             for column in table.columns_of(self.measures):
-                value = float("nan") if row is None else row.values[column]
-                numbers[layer.log_name(f"{column}_{name}")] = float(value)
+                value = float(values.get(column, float("nan")))
+                numbers[layer.log_name(f"{column}_{name}")] = value
         if len(states) > 2:
             *parts, union = (
                 np.trace(as_float64(x.moments.scatter)) for x in states.values()
@@ -275,18 +276,14 @@ class IsotropyMonitor(keras.callbacks.Callback):
 
     def _rows(self, layer, states) -> list[LayerIsotropy]:
         """What pictures show: a row for each state, if all are finite."""
-        rows = [
-            describe_or_none(name, ["isoscore"], TokenStatistics(x.moments))
-            for name, x in states.items()
-        ]
-        return [] if None in rows else [row for row in rows if row]
+        return rows_of(states, ["isoscore"], _SHRINKAGE)
 
     def _warn_of_collapse(self, layer, states):
         if self._said_collapse:
             return
         start = self._start[layer]
         for name, value in _signs_of_collapse(states).items():
-            if value < _COLLAPSED * start[name]:
+            if value < _COLLAPSED * start.get(name, 0.0):
                 self._said_collapse = True
                 warnings.warn(
                     f"The hidden states of {self.model.name!r} are collapsing: "
@@ -325,21 +322,40 @@ class IsotropyMonitor(keras.callbacks.Callback):
         )
 
 
-def describe_or_none(
-    name: str,
+def rows_of(
+    states: Mapping[str, TokenStatistics],
     measures: Sequence[str],
-    tokens: TokenStatistics,
-    shrinkage: float = _SHRINKAGE,
+    shrinkage: float,
     shrinkage_covariance: np.ndarray | None = None,
-) -> LayerIsotropy | None:
-    """A row of a report; None where tokens are too few or not finite."""
+) -> list[LayerIsotropy]:
+    """A row of a report for each state; none if any cannot be measured."""
+    if not all(map(_can_be_measured, states.values())):
+        return []
+    return [
+        describe(
+            name,
+            measures,
+            TokenStatistics(tokens.moments),
+            shrinkage,
+            shrinkage_covariance,
+        )
+        for name, tokens in states.items()
+    ]
+
+
+def _values(name, measures, tokens):
+    """Numbers by column; none where they cannot be measured."""
+    if not _can_be_measured(tokens):
+        return {}
+    return measure_values(name, measures, tokens, _SHRINKAGE)
+
+
+def _can_be_measured(tokens):
+    """Whether there are enough tokens, and all are finite."""
     is_finite = np.all(np.isfinite(as_float64(tokens.moments.scatter)))
-    if not is_finite or int(tokens.moments.count) < 2:
-        return None
-    return describe(name, measures, tokens, shrinkage, shrinkage_covariance)
+    return bool(is_finite) and int(tokens.moments.count) >= 2
 
 
 def _signs_of_collapse(states: Mapping[str, TokenStatistics]):
     union = TokenStatistics(states["union"].moments)
-    row = describe_or_none("union", list(_SIGNS_OF_COLLAPSE), union)
-    return {} if row is None else row.values
+    return _values("union", list(_SIGNS_OF_COLLAPSE), union)

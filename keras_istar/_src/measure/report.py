@@ -325,7 +325,30 @@ def describe(
     Raises:
         ValueError: If the covariance of the tokens is not finite.
     """
-    mean, covariance = mean_and_covariance(tokens.moments)
+    mean, _ = mean_and_covariance(tokens.moments)
+    inputs = _measure_inputs(layer, tokens, shrinkage, shrinkage_covariance)
+    variances = np.diag(inputs.covariance)
+    return LayerIsotropy(
+        layer=layer,
+        tokens=inputs.count,
+        values=measures.compute(names, inputs),
+        spectrum=measures.spectrum(inputs.covariance).tolist(),
+        means=mean.tolist(),
+        variances=variances.tolist(),
+        outlier_dimensions=measures.outlier_dimensions(variances).tolist(),
+    )
+
+
+def measure_values(
+    layer: str, names: Sequence[str], tokens: TokenStatistics, shrinkage: float
+) -> dict[str, float]:
+    """The numbers that `describe` finds, without the rest of the row."""
+    inputs = _measure_inputs(layer, tokens, shrinkage, None)
+    return measures.compute(names, inputs)
+
+
+def _measure_inputs(layer, tokens, shrinkage, shrinkage_covariance):
+    _, covariance = mean_and_covariance(tokens.moments)
     if not np.all(np.isfinite(covariance)):
         raise ValueError(
             "The hidden states of `model` must be small enough to be squared "
@@ -335,7 +358,6 @@ def describe(
         dim = len(covariance)
         shrinkage_covariance = np.trace(covariance) / dim * np.eye(dim)
     shrunk = (1.0 - shrinkage) * covariance + shrinkage * shrinkage_covariance
-    variances = np.diag(covariance)
     inputs = MeasureInputs(int(tokens.moments.count), covariance, shrunk)
     if tokens.directions is not None:
         norm_sum, unit_sum, num_nonzero, _ = tokens.directions
@@ -347,15 +369,7 @@ def describe(
         )
     if tokens.sample is not None:
         inputs = replace(inputs, sample=as_float64(tokens.sample))
-    return LayerIsotropy(
-        layer=layer,
-        tokens=inputs.count,
-        values=measures.compute(names, inputs),
-        spectrum=measures.spectrum(covariance).tolist(),
-        means=mean.tolist(),
-        variances=variances.tolist(),
-        outlier_dimensions=measures.outlier_dimensions(variances).tolist(),
-    )
+    return inputs
 
 
 def share_between(within: float, total: float) -> float:
