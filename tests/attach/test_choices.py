@@ -181,6 +181,9 @@ def test_description():
         "attached to 'tagger', hidden states:\n"
         "  a  (batch, ?, 8)  padding: Keras masks, if any"
     )
+    assert "attached to 'tagger'" in str(layer)
+    keras_istar.detach(model)
+    assert "attached to" not in str(layer)
 
 
 def test_names_that_numbers_would_repeat():

@@ -19,8 +19,8 @@ from keras_istar._src.attach.pooling import Pooling
 from keras_istar._src.attach.pooling import check_poolable
 from keras_istar._src.attach.pooling import check_pooling
 from keras_istar._src.attach.pooling import pool
-from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import train_steps
 from keras_istar._src.compat.distribution import strategy_scope
 from keras_istar._src.layers.base import HiddenStateRegularization
 from keras_istar._src.layers.isobn import IsotropicBatchNormalization
@@ -217,9 +217,9 @@ def _attach(model, regularizer, layers, mask, pooling, line):
             _attach_below(model, regularizer, layers, mask, pooling, line, undo)
         else:
             _insert(model, regularizer, layers, undo)
-        if not jax_trainer.is_hooked(model):
-            undo.callback(jax_trainer.unhook, model)
-            jax_trainer.hook(model)
+        if not train_steps.is_hooked(model):
+            undo.callback(train_steps.unhook, model)
+            train_steps.hook(model)
         keras_graph.forget_traces(model)
         undo.pop_all()
 
@@ -413,7 +413,7 @@ def _unhook(model):
     if _regularizers(model) or any(map(keras_graph.inserted_layer, models)):
         return
     for nested in models:
-        jax_trainer.unhook(nested)
+        train_steps.unhook(nested)
 
 
 def _fold(model):

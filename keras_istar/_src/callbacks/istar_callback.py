@@ -13,9 +13,9 @@ from keras_istar._src import validation
 from keras_istar._src.callbacks.monitor import IsotropyMonitor
 from keras_istar._src.callbacks.monitor import Logs
 from keras_istar._src.callbacks.monitor import rows_of
-from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat import keras_data
 from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import train_steps
 from keras_istar._src.layers.base import name_logs
 from keras_istar._src.layers.istar import IStarRegularization
 from keras_istar._src.measure.report import as_float64
@@ -152,8 +152,8 @@ class IStarCallback(IsotropyMonitor):
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
         # A model that holds layers of ours without having been attached.
-        self._has_hooked = not jax_trainer.is_hooked(model)
-        jax_trainer.hook(model)
+        self._has_hooked = not train_steps.is_hooked(model)
+        train_steps.hook(model)
         for layer in keras_graph.find_layers(model, IStarRegularization):
             layer.join(model)
 
@@ -192,7 +192,7 @@ class IStarCallback(IsotropyMonitor):
     def on_train_end(self, logs: Logs = None) -> None:
         super().on_train_end(logs)
         if self._has_hooked:
-            jax_trainer.unhook(self.model)
+            train_steps.unhook(self.model)
 
     def _run_pass(self):
         """Sets Σ_S of every layer as well."""

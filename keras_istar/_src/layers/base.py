@@ -12,8 +12,8 @@ import numpy as np
 from keras import ops
 
 from keras_istar._src import validation
-from keras_istar._src.compat import jax_trainer
 from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import train_steps
 from keras_istar._src.compat.distribution import separate_losses
 from keras_istar._src.compat.keras_state import StateVariable
 from keras_istar._src.layers.attachment import Attachment
@@ -265,12 +265,12 @@ class HiddenStateRegularization(keras.layers.Layer):
         """Says that the pass at hand logs nothing, unless it trains."""
         means = list(self._means.values())
         # A train step may run the model once more, in inference.
-        if not jax_trainer.has_logged(means[0]):
+        if not train_steps.has_logged(means[0]):
             for mean in means:
                 mean.is_training = False
 
     def _add_penalty(self, states, masks):
-        model = jax_trainer.calling_model(self)
+        model = train_steps.calling_model(self)
         if model is not None:
             name_logs(model)
         measured = self.measure(states, masks)
@@ -289,7 +289,7 @@ class HiddenStateRegularization(keras.layers.Layer):
             for name, value in further.items():
                 self._means[name].record(value)
 
-        is_heard = jax_trainer.log_call(
+        is_heard = train_steps.log_call(
             log, measure_mean, is_first_call, entered
         )
         if self._steps is not None and is_first_call:
@@ -344,7 +344,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         try:
             values = np.asarray(self.setting_values(name), "float32")
             for model in list(self._models):
-                jax_trainer.sync(model)
+                train_steps.sync(model)
             if not keras_graph.has_value(variable.state):
                 raise RuntimeError(
                     f"`{name}` cannot be assigned here, within an epoch on the "
@@ -418,7 +418,8 @@ class HiddenStateRegularization(keras.layers.Layer):
         )
         lines = [f"{type(self).__name__} {self.name!r}: {settings}"]
         if self.attachment is not None:
-            lines.append(self.attachment.describe())
+            is_attached = keras_graph.is_in_use(self)
+            lines += [self.attachment.describe()] if is_attached else []
         elif self.state_names is not None:
             names = ", ".join(self.state_names)
             lines.append(f"called by hand on {names}, dim={self.dim}")

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_istar._src import validation
-from keras_istar._src.compat import jax_trainer
+from keras_istar._src.compat import train_steps
 from keras_istar._src.compat.distribution import add_shared_weight
 from keras_istar._src.compat.distribution import separate_losses
 from keras_istar._src.layers.base import TrainingMean
@@ -117,7 +117,7 @@ class IsotropicBatchNormalization(keras.layers.Layer):
             separate_losses(self)
             self._update(embeddings)
             score = self._scaled_isoscore()
-            jax_trainer.log_call(
+            train_steps.log_call(
                 lambda _: self._isoscore.record(score), self._isoscore
             )
         return embeddings * ops.cast(self.scale(), embeddings.dtype)
