@@ -20,6 +20,16 @@ Function = TypeVar("Function", bound=Callable)
 
 _LARGEST_REAL = float(np.finfo("float32").max)
 _LARGEST_INT = 2**31 - 1
+_GUIDE = "https://github.com/keras-istar/keras-istar/blob/main/docs/guide.md"
+
+
+def see_guide(heading: str) -> str:
+    """The end of a message where one sentence is not enough.
+
+    Args:
+        heading: That of the guide, as in links to it: `"which-layers"`.
+    """
+    return f"See {_GUIDE}#{heading}"
 
 
 def check_real(name: str, value: Any) -> float:

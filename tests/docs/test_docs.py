@@ -15,6 +15,8 @@ import pytest
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 
+from keras_istar._src.validation import see_guide
+
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "https://github.com/keras-istar/keras-istar"
 RAW = "https://raw.githubusercontent.com/keras-istar/keras-istar"
@@ -61,6 +63,21 @@ def test_files_that_texts_name_are_there(text):
         pytest.skip("it names files of earlier versions")
     for path in re.findall(pattern, text.read_text("utf-8")):
         assert (ROOT / path).exists(), path
+
+
+def test_messages_point_to_headings_of_the_guide():
+    guide = (ROOT / "docs/guide.md").read_text("utf-8")
+    headings = {
+        re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
+        for heading in re.findall("^#+ (.+)$", guide, re.MULTILINE)
+    }
+    sources = [
+        x.read_text("utf-8") for x in (ROOT / "keras_istar").rglob("*.py")
+    ]
+    named = re.findall(r"see_guide\([\"']([^)]+)[\"']\)", "".join(sources))
+    assert len(named) >= 5
+    assert set(named) <= headings
+    assert see_guide("padding").endswith("/docs/guide.md#padding")
 
 
 def test_readme_is_short_and_has_no_relative_link():

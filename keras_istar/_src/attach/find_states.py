@@ -19,6 +19,7 @@ from keras_istar._src.compat import keras_graph
 from keras_istar._src.compat.keras_graph import InnerOutput
 from keras_istar._src.layers.attachment import Attachment
 from keras_istar._src.types import Tensor
+from keras_istar._src.validation import see_guide
 
 _logger = logging.getLogger("keras_istar")
 
@@ -194,6 +195,7 @@ def check_functional(model: keras.Model) -> None:
         "yourself and call it on the hidden states: "
         "`x = self.istar([h1, h2], mask=mask, training=training)` "
         "in `def call(self, inputs, training=None)`. "
+        f"{see_guide('subclassed-models')}. "
         f"Received: model of type {type(model).__name__}"
     )
 
@@ -604,7 +606,7 @@ def _warn_of_padding(owner, names):
         f"No padding mask was found for {', '.join(names)} of "
         f"{owner.model.name!r}, which come from token ids: padding counts as "
         f'tokens. Say what it is, such as `mask={{"{example}": 0}}` if its id '
-        "is 0, or `mask=False` if there is none.",
+        f"is 0, or `mask=False` if there is none. {see_guide('padding')}",
         stacklevel=2,
     )
 
@@ -702,7 +704,8 @@ def _nothing_found(root, scopes, prefix, items, layers):
         problem = "has no encoder blocks"
     return ValueError(
         "`layers` must choose hidden states of the model, which "
-        f"{problem}. Names there are: {list(places)}. {received}"
+        f"{problem}. Names there are: {list(places)}. "
+        f"{see_guide('which-layers')}. {received}"
     )
 
 

@@ -208,7 +208,8 @@ class IStarCallback(IsotropyMonitor):
         if not bool(ops.all(ops.isfinite(estimate))):
             warnings.warn(
                 f"IStarCallback: the covariance of layer '{layer.name}' is "
-                "not finite; the last one that was stays in use.",
+                "not finite; the last one that was stays in use. "
+                f"{validation.see_guide('what-the-logs-say')}",
                 stacklevel=2,
             )
             return

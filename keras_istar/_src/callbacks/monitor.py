@@ -289,7 +289,8 @@ class IsotropyMonitor(keras.callbacks.Callback):
                     f"The hidden states of {self.model.name!r} are collapsing: "
                     f"the {_SIGNS_OF_COLLAPSE[name]} of their union is "
                     f"{value:.2g}, it was {start[name]:.2g} at the start of "
-                    f"training. {self._remedy(layer)}",
+                    f"training. {self._remedy(layer)} "
+                    f"{validation.see_guide('what-the-logs-say')}",
                     stacklevel=2,
                 )
                 return

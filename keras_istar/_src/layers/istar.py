@@ -247,6 +247,7 @@ class IStarRegularization(HiddenStateRegularization):
                     "`momentum` should be at most "
                     f"{_MOST_MOMENTUM_OF_TARGET} with a `target`: a score that "
                     "lags behind the model makes it swing, or collapse. "
+                    f"{validation.see_guide('which-shrinkage')}. "
                     f"Received: momentum={momentum}",
                     stacklevel=2,
                 )
