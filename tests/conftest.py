@@ -1,5 +1,6 @@
 """Devices, seeds, tiny models, and what every layer owes Keras."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -63,6 +64,18 @@ def cpu_devices():
     import tensorflow as tf
 
     return [device.name for device in tf.config.list_logical_devices("CPU")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _spare_garbage_collection():
+    """Lets it pass over what earlier files have left.
+
+    TensorFlow and Keras keep millions of small objects of their graphs, and
+    each collection would look through all of them.
+    """
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +172,7 @@ def preset(tmp_path_factory):
         num_heads=2,
         hidden_dim=8,
         intermediate_dim=16,
-        max_sequence_length=16,
+        max_sequence_length=32,
     )
     folder = tmp_path_factory.mktemp("preset")
     backbone.save_to_preset(str(folder))

@@ -6,6 +6,7 @@ from private_keras import all_layers
 from private_keras import graph_of
 
 import keras_istar
+from keras_istar._src.validation import see_guide
 
 BACKEND = keras.backend.backend()
 
@@ -269,17 +270,18 @@ def test_keras_file_written_while_attached_is_plain(
 
 
 NAMES = "['embedding', 'block_0', 'block_1', 'block_2', 'wide', 'head']"
+SEE = see_guide("which-layers")
 ERRORS = [
     (
         "no_such",
         "`layers` must choose hidden states of the model, which has no layer "
-        f"named ['no_such']. Names there are: {NAMES}. "
+        f"named ['no_such']. Names there are: {NAMES}. {SEE}. "
         "Received: layers='no_such'",
     ),
     (
         [0, "no_such"],
         "`layers` must choose hidden states of the model, which has no layer "
-        f"named ['no_such']. Names there are: {NAMES}. "
+        f"named ['no_such']. Names there are: {NAMES}. {SEE}. "
         "Received: layers=[0, 'no_such']",
     ),
     (
@@ -349,7 +351,8 @@ def test_no_blocks():
         keras_istar.attach(_plain_model(), strength=-1.0)
     assert str(error.value) == (
         "`layers` must choose hidden states of the model, which has no encoder "
-        "blocks. Names there are: ['encoder', 'head']. Received: layers='all'"
+        f"blocks. Names there are: ['encoder', 'head']. {SEE}. "
+        "Received: layers='all'"
     )
 
 

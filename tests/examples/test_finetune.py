@@ -171,7 +171,7 @@ def test_sentence_pairs_of_glue(run, task, scores):
             ["--layers", "7", "--regularizer", "none"],
             "`layers` must hold indices from -2 to 1",
         ),
-        (["--sequence-length", "17"], "longer than the 16 positions"),
+        (["--sequence-length", "33"], "longer than the 32 positions"),
         *(
             (
                 ["--regularizer", regularizer, option, "0.5"],
