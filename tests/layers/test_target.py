@@ -201,19 +201,36 @@ def test_first_steps_say_where_a_relative_target_starts(rng):
     layer = keras_istar.attach(
         model, layers, target=0.5, relative=True, strength=4.0
     )
-    scores = []
-    for _ in range(25):
-        history, _ = _fit(model, rng, steps=1)
-        scores.append(history["isoscore"][0])
-        start = max(scores[:20])
-        assert layer.numbers_in_force()["target"] == pytest.approx(
-            start / 2, rel=1e-4
+    for name in layers:
+        model.get_layer(name).kernel.assign(np.eye(5))
+    held_at = []
+    see = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda *_: held_at.append(
+            layer.numbers_in_force()["target"]
         )
-        assert history["istar_penalty"][0] == pytest.approx(
-            4.0 * (scores[-1] - start / 2) ** 2, rel=1e-4
-        )
-        assert history["istar_target"][0] == pytest.approx(start / 2, rel=1e-4)
-    assert max(scores) > 0.0
+    )
+    # The later a batch, the more isotropic.
+    batches = [
+        (rng.normal(size=SHAPE) * np.arange(1, 6) ** (2 - i / 12), np.zeros(4))
+        for i in range(25)
+    ]
+    model.compile(keras.optimizers.Adam(0.0), "mse")
+    logs = model.fit(
+        (batch for batch in batches),
+        steps_per_epoch=1,
+        epochs=25,
+        verbose=0,
+        callbacks=[see],
+    ).history
+    scores = np.array(logs["isoscore"])
+    starts = np.maximum.accumulate(scores)
+    starts[20:] = starts[19]
+    assert 0 < starts[0] < starts[19] < np.max(scores[20:])
+    np.testing.assert_allclose(held_at, starts / 2, rtol=1e-4)
+    np.testing.assert_allclose(logs["istar_target"], starts / 2, rtol=1e-4)
+    np.testing.assert_allclose(
+        logs["istar_penalty"], 4.0 * (scores - starts / 2) ** 2, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("per_layer", [False, True])
