@@ -171,7 +171,7 @@ def test_image_is_the_figure_of_the_report(data, folder):
     steps, ((width, height, png),) = _series(folder, "isotropy/report")
     assert steps == [0]
     shown = image.imread(io.BytesIO(png), format="png")
-    assert shown.shape == (int(height), int(width), 3) == (220, 623, 3)
+    assert shown.shape == (int(height), int(width), 3) == (220, 1020, 3)
     report = keras_istar.measure(
         model,
         data[0],
@@ -194,7 +194,9 @@ def test_image_is_the_figure_of_the_report(data, folder):
     )
     report = dataclasses.replace(report, rows=rows)
     buffer = io.BytesIO()
-    report.plot().savefig(buffer, format="png", dpi=88)
+    figure = report.plot()
+    figure.set_size_inches(10.2, 2.2)
+    figure.savefig(buffer, format="png", dpi=100)
     buffer.seek(0)
     expected = image.imread(buffer)[..., :3]
     assert np.mean(np.any(shown != expected, axis=-1)) < 0.01

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from keras_istar._src.measure.report import LayerIsotropy
 
 _INCHES = (7.09, 2.5)  # 180 mm: two columns of a journal page.
-_SCREEN_DPI = 88  # A card of TensorBoard then shows all of it.
+# A card of TensorBoard is that high, and as wide in a window of 1,400 pixels.
+_CARD_PIXELS = (1020, 220)
+_CARD_DPI = 100
 
 # Okabe and Ito, "Color Universal Design", 2008.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -73,11 +75,12 @@ def report_figure(
 
 
 def report_image(rows: Sequence["LayerIsotropy"]) -> np.ndarray:
-    """The same on a screen: red, green and blue bytes, `(220, 623, 3)`."""
+    """The same for a card: red, green and blue bytes, `(220, 1020, 3)`."""
     figure = report_figure(rows)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure.set_dpi(_SCREEN_DPI)
+    figure.set_dpi(_CARD_DPI)
+    figure.set_size_inches(*(x / _CARD_DPI for x in _CARD_PIXELS))
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
