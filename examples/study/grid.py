@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
 
@@ -166,20 +167,10 @@ def parse_method(text: str) -> Method:
         raise argparse.ArgumentTypeError(
             f"must be one of {', '.join(DEFAULTS)}. Received: {text!r}"
         )
-    options = _parse_options(regularizer, words)
-    if "strength" in DEFAULTS[regularizer] and not (
-        options.keys() & {"strength", "target"}
-    ):
-        raise argparse.ArgumentTypeError(
-            f"{regularizer} needs a strength, as in istar:-1 or cosreg:1, or "
-            f"istar a target, as in istar:target=0.75x. Received: {text!r}"
-        )
+    known = {k: x for k, x in _OPTIONS.items() if k in DEFAULTS[regularizer]}
+    options = parse_options(regularizer, words, known)
     if "target" in options:
         options["target"], options["relative"] = options["target"]
-        if options.get("strength", 0.0) < 0.0:
-            raise argparse.ArgumentTypeError(
-                f"a target has a strength of 0 or above. Received: {text!r}"
-            )
     if "refresh" in options and options.keys() & {"momentum", "target"}:
         raise argparse.ArgumentTypeError(
             "with momentum or a target nothing is refreshed: leave refresh "
@@ -188,24 +179,41 @@ def parse_method(text: str) -> Method:
     return Method.make(regularizer, **options)
 
 
-def _parse_options(regularizer, words):
-    known = sorted(DEFAULTS[regularizer].keys() & _OPTIONS.keys())
-    if "strength" in known and words and _is_strength(words[0]):
+def parse_options(
+    regularizer: str, words: list[str], known: dict[str, Callable]
+) -> dict[str, Any]:
+    """Options of a method by name.
+
+    Args:
+        regularizer: Its name.
+        words: `name=value`, `name` alone if `flag` reads it; the first may be
+            a strength.
+        known: Function that reads the value, by name.
+
+    Raises:
+        argparse.ArgumentTypeError: If a word is no such option.
+    """
+    if "strength" in known and words and "=" not in words[0] not in known:
         words = [f"strength={words[0]}", *words[1:]]
-    options = {}
+    options: dict[str, Any] = {}
     for word in words:
         name, _, value = word.partition("=")
         if name not in known or name in options:
             raise argparse.ArgumentTypeError(
-                f"options of {regularizer} are {known}, each once, as in "
-                f"istar:-1,shrinkage=0.8. Received: {word!r}"
+                f"options of {regularizer} are {sorted(known)}, each once, as "
+                f"in istar:-1,shrinkage=0.8. Received: {word!r}"
             )
-        options[name] = _OPTIONS[name](value)
+        options[name] = known[name](value)
+    if "strength" in known and not options.keys() & {"strength", "target"}:
+        raise argparse.ArgumentTypeError(
+            f"{regularizer} needs a strength, as in istar:-1 or cosreg:1, or "
+            f"istar a target, as in istar:target=0.75x. Received: {words}"
+        )
+    if "target" in options and options.get("strength", 0.0) < 0.0:
+        raise argparse.ArgumentTypeError(
+            f"with a target the strength is at least 0. Received: {words}"
+        )
     return options
-
-
-def _is_strength(word):
-    return "=" not in word and word not in _OPTIONS
 
 
 def spell(method: Method) -> str:
@@ -272,18 +280,25 @@ def _refresh(text):
     return text if is_word else command_line.positive_int(text)
 
 
-def _padding(text):
-    if text not in (SKIP_PADDING, COUNT_PADDING):
-        raise argparse.ArgumentTypeError(
-            f"padding is {SKIP_PADDING} or {COUNT_PADDING}. Received: {text!r}"
-        )
-    return text
+def one_of(*texts: str) -> Callable[[str], str]:
+    """Function that checks that an option is one of these."""
+
+    def check(text):
+        if text not in texts:
+            raise argparse.ArgumentTypeError(
+                f"must be {' or '.join(texts)}. Received: {text!r}"
+            )
+        return text
+
+    return check
 
 
-def _flag(text):
+def flag(text: str) -> bool:
+    """True, of an option that is its name alone."""
     if text:
         raise argparse.ArgumentTypeError(
-            f"per_layer has no value. Received: {text!r}"
+            f"this option has no value, as in istar:-1,per_layer. Received: "
+            f"{text!r}"
         )
     return True
 
@@ -292,11 +307,11 @@ _OPTIONS = {
     "target": parse_target,
     "strength": lambda text: command_line.real(text) + 0.0,  # No -0.
     "shrinkage": command_line.fraction,
-    "per_layer": _flag,
+    "per_layer": flag,
     "layers": _layers,
     "momentum": command_line.open_fraction,
     "refresh": _refresh,
-    "padding": _padding,
+    "padding": one_of(SKIP_PADDING, COUNT_PADDING),
 }
 
 

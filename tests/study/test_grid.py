@@ -207,9 +207,12 @@ def test_a_refresh_that_would_never_come_is_refused(
         (["--regularizers", "istar:target=1.1"], "an IsoScore from 0 to 1"),
         (["--regularizers", "istar:target=0.3..0.1"], "an interval, as"),
         (["--regularizers", "istar:target=1..2..3x"], "0.5..1x. Received"),
-        (["--regularizers", "istar:target=0.3,strength=-1"], "0 or above"),
+        (["--regularizers", "istar:target=0.3,strength=-1"], "is at least 0"),
         (["--regularizers", "istar:target=0.3,refresh=5"], "leave refresh out"),
-        (["--regularizers", "istar:1,per_layer=no"], "per_layer has no value"),
+        (
+            ["--regularizers", "istar:1,per_layer=no"],
+            "this option has no value",
+        ),
         (["--regularizers", "cosreg:1,target=0.3"], "options of cosreg are"),
         (
             ["--regularizers", "istar:1,momentum=0.9,refresh=5"],
