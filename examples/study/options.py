@@ -106,10 +106,10 @@ class Options:
     )
     validation_limit: int = option(
         _DATA,
-        "examples, held out of train, to score after every epoch "
-        "(default: %(default)s)",
+        "examples, held out of train, to score after every epoch and to choose "
+        "a method by, 0 for all (default: %(default)s)",
         200,
-        type=positive_int,
+        type=non_negative_int,
     )
     test_limit: int = option(
         _DATA,
@@ -183,7 +183,7 @@ class Options:
             RECIPES[self.recipe],
             preset=self.preset,
             limit=self.limit or None,
-            validation_limit=self.validation_limit,
+            validation_limit=self.validation_limit or None,
             test_limit=self.test_limit or None,
             measured_texts=self.measured_texts,
             **given,
