@@ -167,6 +167,7 @@ def test_further_figures_are_those_of_the_trained_model(preset):
     texts = [" ".join(pair) + " the" * (i % 3) for i, pair in enumerate(pairs)]
     task = load_classifier(preset, 2, 12)
     tokens = tokenize(task.preprocessor, Examples(texts, [0] * len(texts)))
+    task.preprocessor = None  # As while it is trained.
     found = study_run.observe(task, Batches(8).for_inference(tokens))
     blocks = [layer.output for layer in task.backbone.transformer_layers]
     states = keras.Model(task.backbone.input, blocks)(tokens.inputs)
