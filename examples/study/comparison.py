@@ -210,7 +210,7 @@ def slopes(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns `setting`, `runs`, `seeds`, `slope`, and `low` and `high` end of
-        its 95 % confidence interval, NaN for one seed.
+        its 95 % confidence interval, NaN without two seeds that differ.
     """
     is_meant = runs["family"].isin([_ISTAR, _NO_PENALTY])
     meant = runs[is_meant].dropna(subset=["score", "isoscore"])
@@ -230,7 +230,8 @@ def slopes(runs: pd.DataFrame) -> pd.DataFrame:
             fit = model.fit(
                 cov_type="cluster", cov_kwds={"groups": own["seed"]}, use_t=True
             )
-            low, high = fit.conf_int(_LEVEL).to_numpy()[0]
+            if fit.bse.iloc[0] > _ROUNDING:
+                low, high = fit.conf_int(_LEVEL).to_numpy()[0]
         numbers = (name, len(own), seeds, slope, low, high)
         rows.append(dict(zip(_SLOPE, numbers, strict=True)))
     return pd.DataFrame(rows, columns=_SLOPE)

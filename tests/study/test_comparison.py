@@ -148,7 +148,10 @@ def test_without_pairs_nothing_is_claimed(options):
 
 
 def test_differences_that_are_equal_claim_nothing():
-    _, table = make_tables(make_records(seeds=20, noise=0.0))
+    runs, table = make_tables(make_records(seeds=20, noise=0.0))
+    (slope,) = comparison.slopes(runs).itertuples()
+    assert slope.slope == pytest.approx(0.1 / 0.1)
+    assert np.isnan([slope.low, slope.high]).all()
     row = table.set_index("method").loc["istar:5"]
     assert row.difference == pytest.approx(0.1)
     assert np.isnan([row.p, row.low, row.high]).all()
