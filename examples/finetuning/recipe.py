@@ -9,6 +9,7 @@ Out-of-Distribution", ICLR 2022.
 
 import math
 import time
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
@@ -52,6 +53,7 @@ class Figures(NamedTuple):
         num_steps: Training steps.
         num_examples: Examples of each part.
         seconds: Time of the training, without that of the head.
+        observed: Result of `observe`, see `finetune`.
     """
 
     before: Evaluation
@@ -60,6 +62,7 @@ class Figures(NamedTuple):
     num_steps: int
     num_examples: dict[str, int]
     seconds: float
+    observed: Any = None
 
 
 class _Parts(NamedTuple):
@@ -78,6 +81,7 @@ def finetune(
     *,
     layers: Sequence[int | str] = ("all",),
     measures: Sequence[str] = ("isoscore",),
+    observe: Callable[[Any, Any], Any] | None = None,
     are_alike: bool = False,
     log_dir: str | None = None,
     verbose: int = 1,
@@ -94,6 +98,8 @@ def finetune(
         layers: The states to measure, and to log the isotropy of if the method
             is not I-STAR, as for `keras_istar.attach`.
         measures: Measures of them, as for `keras_istar.measure`.
+        observe: Function of the trained classifier and batches of the examples
+            that are measured, for further figures.
         are_alike: Whether all batches must have one shape, see `Batches`.
         log_dir: Where to write TensorBoard's logs, None for nowhere.
         verbose: 0 prints nothing, 1 what is done and how far it is.
@@ -140,10 +146,11 @@ def finetune(
     regularizers.detach(task, layer)
     say("\nThe test part after fine-tuning:")
     after = evaluate()
+    observed = observe and observe(task, batches.for_inference(parts.measured))
     task.preprocessor = preprocessor
     sizes = {name: len(part.labels) for name, part in parts._asdict().items()}
     num_steps = recipe.epochs * batches.count(parts.train)
-    return Figures(before, after, epochs, num_steps, sizes, seconds)
+    return Figures(before, after, epochs, num_steps, sizes, seconds, observed)
 
 
 def _say_nothing(text):
@@ -314,6 +321,7 @@ def measure(
     batches: Any,
     layers: Sequence[int | str],
     measures: Sequence[str],
+    **options: Any,
 ) -> dict[str, dict[str, float]]:
     """Measures of each state and of their union, by name."""
     report = keras_istar.measure(
@@ -323,6 +331,7 @@ def measure(
         measures=list(measures),
         max_tokens=None,
         verbose=0,
+        **options,
     )
     return {
         row.layer: {"tokens": row.tokens, **row.values} for row in report.rows

@@ -83,6 +83,8 @@ def _make_layer(method):
         method.shrinkage,
         method.momentum,
         target=method.target,
+        relative=method.relative,
+        per_layer=method.per_layer,
     )
 
 

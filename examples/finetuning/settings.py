@@ -18,10 +18,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "refresh": REFRESH_EPOCH,
         "padding": SKIP_PADDING,
         "target": None,
+        "relative": False,
+        "per_layer": False,
     },
     "cosreg": {"strength": 1.0, "layers": (-1,)},
     "isobn": {},
 }
+# With a target the layer keeps Σ_S itself.
+TARGET_DEFAULTS = {"strength": 20.0, "momentum": 0.9}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +34,17 @@ class Method:
 
     Attributes:
         regularizer: `"istar"`, `"cosreg"`, `"isobn"` or `"none"`.
-        strength: Factor of the penalty, the paper's λ; None for the default of
-            a target.
+        strength: Factor of the penalty, the paper's λ.
         shrinkage: The paper's ζ.
         layers: Indices and names of layers, or `("all",)`.
         momentum: Of the moving average that keeps Σ_S, instead of passes.
         refresh: When a pass renews Σ_S: `"epoch"`, a number of steps, or
             `"never"` after the one before training.
         padding: Whether padding counts as tokens: `"skip"` or `"count"`.
-        target: IsoScore of the union to hold, instead of a push.
+        target: IsoScore to hold, instead of a push, or an interval of it.
+        relative: Whether the target is in multiples of the IsoScore at the
+            start.
+        per_layer: Whether each layer is a cloud of its own, not their union.
     """
 
     regularizer: str
@@ -48,15 +54,17 @@ class Method:
     momentum: float | None = None
     refresh: int | str | None = None
     padding: str | None = None
-    target: float | None = None
+    target: float | tuple[float, float] | None = None
+    relative: bool = False
+    per_layer: bool = False
 
     @classmethod
     def make(cls, regularizer: str, **options: Any) -> "Method":
         """A method with the defaults of its regularizer for other options."""
         defaults = DEFAULTS[regularizer]
         if options.get("target") is not None:
-            defaults = {**defaults, "strength": None}
-        method = cls(regularizer, **{**defaults, **options})
+            defaults = defaults | TARGET_DEFAULTS
+        method = cls(regularizer, **(defaults | options))
         if method.momentum is None:
             return method
         return dataclasses.replace(method, refresh=None)

@@ -1,12 +1,15 @@
 """Means of the runs of a study, and paired tests.
 
 Every method is compared with the baseline of its setting, seed by seed, by a
-paired t-test; Holm's correction is over all comparisons of the study.
+paired t-test; Holm's correction is over all comparisons of the study. So is
+what the validation part chooses of each family; Holm's correction is then over
+these choices alone.
 """
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.multitest import multipletests
 
 from study.grid import Run
@@ -17,34 +20,64 @@ from study.result_folder import Records
 
 _LEVEL = 0.05
 _BASELINES = ("none", "istar:0")  # Both train without a penalty.
+_NO_PENALTY = "no penalty"
+_ISTAR = "I-STAR"
+_FAMILIES = {"istar": _ISTAR, "cosreg": "CosReg", "isobn": "IsoBN"}
 _NOTHING = dict.fromkeys(("difference", "low", "high", "p"), np.nan)
+_CHOICE = (
+    *("setting", "family", "methods", "chosen", "seeds", "score", "deviation"),
+    *("pairs", *_NOTHING),
+)
+_FAILED = {
+    **dict.fromkeys(("score", "isoscore", "dimension"), np.nan),
+    "validation": -np.inf,  # Never the best.
+}
+_SLOPE = ("setting", "runs", "seeds", "slope", "low", "high")
+_ROUNDING = 1e-12  # Scores are fractions: equal ones are so but for rounding.
 
 
 def run_table(records: Records) -> pd.DataFrame:
-    """One row for each run that has not failed, in the order of the records.
+    """One row for each run that has ended, in the order of the records.
 
-    Columns are `setting` (see `grid.settings`), `method`, `strength` (NaN if
-    it is not I-STAR with its defaults), `seed`, `score`, and on test texts
-    after training `isoscore` of all layers, and `dimension` of the last one by
-    TwoNN.
+    Columns are `setting` (see `grid.settings`), `method`, `family` of methods,
+    `strength` (NaN if it is not I-STAR with its defaults), `seed`, and after
+    training `validation`, the mean of the scores on the validation part, and
+    on the test part `score`, `isoscore` of all layers, and `dimension` of the
+    last one by TwoNN. Of a failed run, figures are NaN, and `validation`
+    is below that of any other.
     """
-    finished = [r for r in records.values() if r["status"] == "ok"]
-    runs = [Run.from_dict(record["run"]) for record in finished]
+    runs = [Run.from_dict(record["run"]) for record in records.values()]
     names = settings(runs)
     return pd.DataFrame(
-        {"setting": names[run.task, run.recipe], **_row(run, record)}
-        for run, record in zip(runs, finished, strict=True)
+        {
+            "setting": names[run.task, run.recipe],
+            "method": spell(run.method),
+            "family": _family(run.method),
+            "strength": run.method.strength if is_plain(run.method) else np.nan,
+            "seed": run.seed,
+            **(_figures(record) if record["status"] == "ok" else _FAILED),
+        }
+        for run, record in zip(runs, records.values(), strict=True)
     )
 
 
-def _row(run, record):
+def _family(method):
+    has_penalty = method.regularizer != "none" and method.strength != 0.0
+    return _FAMILIES[method.regularizer] if has_penalty else _NO_PENALTY
+
+
+def _figures(record):
     states = record["isotropy"]["after"]
     *_, last = (state for name, state in states.items() if name != "union")
+    scores = record["test"]["end"]
+    # After the last epoch: of the model that is tested, not of the best one.
+    logs = record["epochs"][-1]
+    validation = [
+        logs.get(f"val_{name}", np.nan) for name in scores if name != "score"
+    ]
     return {
-        "method": spell(run.method),
-        "strength": run.method.strength if is_plain(run.method) else np.nan,
-        "seed": run.seed,
-        "score": record["test"]["end"]["score"],
+        "validation": np.mean(validation) if validation else np.nan,
+        "score": scores["score"],
         "isoscore": states["union"]["isoscore"],
         "dimension": last["twonn_dimension"],
     }
@@ -73,10 +106,16 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
                     "deviation": own["score"].std(),
                     "isoscore": own["isoscore"].mean(),
                     "dimension": own["dimension"].astype("float64").mean(),
-                    **_paired(scores, method, reference),
+                    **_paired(
+                        scores[method],
+                        None if method == reference else scores.get(reference),
+                    ),
                 }
             )
-    table = pd.DataFrame(rows)
+    return _with_holm(pd.DataFrame(rows))
+
+
+def _with_holm(table):
     table["p_holm"] = np.nan
     is_tested = table["p"].notna()
     if is_tested.any():
@@ -91,18 +130,111 @@ def baseline(group: pd.DataFrame) -> str | None:
     return next((name for name in _BASELINES if name in present), None)
 
 
-def _paired(scores, method, reference):
-    if reference is None or method == reference:
+def _paired(scores, reference):
+    """Compares scores by seed with those of the baseline, None for nothing."""
+    if reference is None:
         return {"pairs": 0, **_NOTHING}
-    pairs = scores[[method, reference]].dropna()
-    differences = pairs[method] - pairs[reference]
-    found = {"pairs": len(pairs), **_NOTHING, "difference": differences.mean()}
-    # Scores are fractions: equal differences are so but for rounding.
-    if len(pairs) < 2 or np.ptp(differences) < 1e-12:
+    differences = (scores - reference).dropna()
+    found = {"pairs": len(differences), **_NOTHING}
+    found["difference"] = differences.mean()
+    if len(differences) < 2 or np.ptp(differences) < _ROUNDING:
         return found
-    test = stats.ttest_rel(pairs[method], pairs[reference])
+    test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(0.95)
     return {**found, "low": low, "high": high, "p": test.pvalue}
+
+
+def choose(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row for each setting and family: what the validation part chooses.
+
+    In every seed anew, the method of the family that has the best validation
+    score after its last epoch is chosen, and its test score counts: a seed
+    repeats the whole of a search, as of the paper's. So every seed, which has a
+    baseline of its own, gives one difference. Methods that tie share the
+    choice: the mean of their test scores is what one drawn of them would have
+    on average. A seed counts if all methods of the family have ended in it; one
+    that has failed is not chosen.
+
+    Args:
+        runs: What `run_table` returns.
+
+    Returns:
+        Columns `methods`, their number; `chosen`, names with the number of
+        seeds; `seeds`; mean and standard deviation of `score`; and against the
+        baseline the same as `compare` has. Holm's correction is over the rows.
+    """
+    rows = []
+    for name, group in runs.groupby("setting", sort=False):
+        scores, validation = (
+            group.pivot(index="seed", columns="method", values=values)
+            for values in ("score", "validation")
+        )
+        reference = scores.get(baseline(group.dropna(subset="score")))
+        for family, own in group.groupby("family", sort=False):
+            methods = own["method"].unique()
+            seen = validation[methods].dropna()
+            best = seen.max(axis=1)
+            is_best = seen.ge(best - _ROUNDING, axis=0)
+            chosen = scores[methods].where(is_best).mean(axis=1).dropna()
+            if family == _NO_PENALTY or chosen.empty:
+                continue
+            counts = is_best.loc[chosen.index].sum()
+            rows.append(
+                {
+                    "setting": name,
+                    "family": family,
+                    "methods": len(methods),
+                    "chosen": "; ".join(
+                        f"{method} ({count})"
+                        for method, count in counts[counts > 0].items()
+                    ),
+                    "seeds": len(chosen),
+                    "score": chosen.mean(),
+                    "deviation": chosen.std(),
+                    **_paired(chosen, reference),
+                }
+            )
+    return _with_holm(pd.DataFrame(rows, columns=_CHOICE))
+
+
+def slopes(runs: pd.DataFrame) -> pd.DataFrame:
+    """For each setting, the slope of the score on IsoScore within seeds.
+
+    Of the runs of I-STAR and those without a penalty, whose isotropy nothing
+    else changes. By least squares with the seed as a fixed effect: both numbers
+    are taken less their mean of the seed. The errors are clustered by seed, so
+    that runs which share examples and head are no independent evidence.
+
+    Args:
+        runs: What `run_table` returns.
+
+    Returns:
+        Columns `setting`, `runs`, `seeds`, `slope`, and `low` and `high` end of
+        its 95 % confidence interval, NaN without two seeds that differ.
+    """
+    is_meant = runs["family"].isin([_ISTAR, _NO_PENALTY])
+    meant = runs[is_meant].dropna(subset=["score", "isoscore"])
+    rows = []
+    for name, group in meant.groupby("setting", sort=False):
+        own = group.groupby("seed").filter(
+            lambda runs: np.ptp(runs["isoscore"]) > _ROUNDING
+        )
+        if own.empty:
+            continue
+        both = own[["score", "isoscore"]]
+        within = both - both.groupby(own["seed"]).transform("mean")
+        model = OLS(within["score"], within["isoscore"])
+        (slope,), seeds = model.fit().params, own["seed"].nunique()
+        low, high = np.nan, np.nan
+        if seeds > 1:
+            fit = model.fit(
+                cov_type="cluster", cov_kwds={"groups": own["seed"]}, use_t=True
+            )
+            if fit.bse.iloc[0] > _ROUNDING:
+                low, high = fit.conf_int(_LEVEL).to_numpy()[0]
+        numbers = (name, len(own), seeds, slope, low, high)
+        rows.append(dict(zip(_SLOPE, numbers, strict=True)))
+    return pd.DataFrame(rows, columns=_SLOPE)
 
 
 def orders(runs: pd.DataFrame) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pictures of a study, one panel for each setting."""
+"""Pictures of a study, a panel for each setting."""
 
 import itertools
 import math
@@ -17,18 +17,20 @@ from matplotlib.ticker import MaxNLocator
 
 from study.grid import Run
 from study.grid import is_plain
+from study.grid import order
 from study.grid import settings
 from study.grid import spell
 
 Record = dict[str, Any]
 
-_BLUE_AND_ORANGE = 2  # The first colors of tab10: they mean strengths here.
-_OTHER_COLORS = (
-    *color_sequences["tab10"][_BLUE_AND_ORANGE:],
-    *color_sequences["tab20b"],
-)
+# Blue and orange mean strengths, and gray no regularizer.
+_, _, *_FREE, _GRAY, _YELLOW, _CYAN = color_sequences["tab10"]
+_OTHER_COLORS = (*_FREE, _YELLOW, _CYAN, *color_sequences["tab20b"])
+_BLACK = (0.0, 0.0, 0.0)
 _MARKERS = "osD^vP*X"
 _MOST_TICKS = 5
+_MOST_COLUMNS = 3
+_PANEL = 3.6  # Inches.
 _MOST_LINES = 7  # More stand beside each other: none hides another.
 _OFFSET = 0.06  # Of such lines, in epochs or layers.
 
@@ -37,13 +39,21 @@ def draw(records: list[Record]) -> dict[str, Figure]:
     """The figures of a study by the name of their file.
 
     Args:
-        records: Of runs that have not failed.
+        records: Of runs that have not failed. Those that an older version has
+            written lack the figures of first tokens and of mean activations;
+            without any that has them, no picture is made of these.
     """
-    return {
+    drawn = {
         "score_by_isotropy": _panels(records, _score_by_isotropy),
         "dimension_by_layer": _panels(records, _dimension_by_layer),
         "isotropy_by_epoch": _panels(records, _isotropy_by_epoch),
     }
+    if any("first_tokens" in record for record in records):
+        drawn["first_token_dimension_by_layer"] = _panels(
+            records, _first_token_dimension_by_layer
+        )
+        drawn["mean_activation"] = _panels(records, _mean_activation)
+    return drawn
 
 
 def _panels(records, draw_panel: Callable) -> Figure:
@@ -53,12 +63,17 @@ def _panels(records, draw_panel: Callable) -> Figure:
     groups: dict[str, list] = {name: [] for name in names.values()}
     for run, record in zip(runs, records, strict=True):
         groups[names[run.task, run.recipe]].append((run.method, record))
-    is_long = len(styles) > _MOST_LINES  # The legend is then at the side.
-    width = 3.6 * len(groups) + 3.2 * is_long
-    figure = Figure(figsize=(width, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(groups), squeeze=False)[0]
+    columns = min(len(groups), _MOST_COLUMNS)
+    rows = math.ceil(len(groups) / columns)
+    # The legend is at the side.
+    width = _PANEL * columns + 0.6 + 0.085 * max(map(len, styles))
+    height = max(_PANEL * rows, 0.23 * len(styles))
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[len(groups) :]:
+        axis.remove()
     handles = {}
-    for axis, (name, group) in zip(axes, groups.items(), strict=True):
+    for axis, (name, group) in zip(axes, groups.items(), strict=False):
         draw_panel(axis, group, styles)
         axis.set_title(name)
         axis.spines[["top", "right"]].set_visible(False)
@@ -71,8 +86,7 @@ def _panels(records, draw_panel: Callable) -> Figure:
             name if name in handles else f"{name} (no such log)"
             for name in styles
         ],
-        loc="outside right center" if is_long else "outside lower center",
-        ncols=1 if is_long else min(len(styles), 2 + 3 * len(groups)),
+        loc="outside right center",
         frameon=False,
     )
     return figure
@@ -106,20 +120,51 @@ def _score_by_isotropy(axis, group, styles):
 
 
 def _dimension_by_layer(axis, group, styles):
-    for name, seeds in _by_method(group, _dimensions).items():
-        _draw_mean(axis, range(seeds.shape[1]), seeds, name, styles)
-    axis.set_xlabel("layer")
+    states = _by_method(
+        group, lambda _, record: _dimensions(record["isotropy"]["after"])
+    )
+    _draw_layers(axis, states, styles)
     axis.set_ylabel("TwoNN dimension, after training")
 
 
-def _dimensions(_, record):
-    states = record["isotropy"]["after"]
+def _first_token_dimension_by_layer(axis, group, styles):
+    states = _by_method(
+        group, lambda _, record: _dimensions(record.get("first_tokens"))
+    )
+    _draw_layers(axis, states, styles)
+    axis.set_ylabel("TwoNN dimension of first tokens")
+
+
+def _draw_layers(axis, states, styles):
+    for name, seeds in states.items():
+        _draw_mean(axis, range(seeds.shape[1]), seeds, name, styles)
+    axis.set_xlabel("layer")
+
+
+def _dimensions(states):
+    if states is None:
+        return None
     values = [
         state["twonn_dimension"]
         for name, state in states.items()
         if name != "union"
     ]
     return [math.nan if value is None else value for value in values]
+
+
+def _mean_activation(axis, group, styles):
+    """The size of the mean of every dimension, the largest first."""
+    means = _by_method(group, lambda _, record: record.get("mean_activation"))
+    for name, seeds in means.items():
+        sizes = np.sort(np.abs(seeds.mean(axis=0)))[::-1]
+        ranks = np.arange(1, len(sizes) + 1)
+        # Markers at ranks 1, 2, 4, 8, evenly spaced on this axis.
+        marked = [2**i - 1 for i in range(len(sizes).bit_length())]
+        axis.plot(ranks, sizes, markevery=marked, label=name, **styles[name])
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.set_xlabel("dimension of the last layer, by size")
+    axis.set_ylabel("size of the mean activation")
 
 
 def _isotropy_by_epoch(axis, group, styles):
@@ -169,20 +214,18 @@ def _offset(place, count):
 
 
 def _styles(methods: set[Method]) -> dict[str, dict[str, Any]]:
-    """Color and marker of every method by its name, in order of strength.
+    """Color and marker of every method by its name, in order.
 
     I-STAR with its defaults is orange for strengths below 0, black for 0 and
-    blue above, the darker the stronger.
+    blue above, the darker the stronger; without a regularizer it is gray.
     """
-    ordered = sorted(
-        methods,
-        key=lambda x: (x.regularizer != "istar", x.strength or 0.0, spell(x)),
-    )
+    ordered = sorted(methods, key=order)
     plain = [method for method in ordered if is_plain(method)]
     below = [method for method in plain if method.strength < 0]
     above = [method for method in reversed(plain) if method.strength > 0]
-    others = [method for method in ordered if not is_plain(method)]
-    colors = dict.fromkeys(plain, (0.0, 0.0, 0.0, 1.0))
+    none = Method.make("none")
+    others = [x for x in ordered if x != none and not is_plain(x)]
+    colors = {**dict.fromkeys(plain, _BLACK), none: _GRAY}
     colors |= zip(below, _shades("Oranges", len(below)), strict=True)
     colors |= zip(above, _shades("Blues", len(above)), strict=True)
     colors |= zip(others, itertools.cycle(_OTHER_COLORS), strict=False)

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+from collections.abc import Callable
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,7 +24,10 @@ from finetuning.settings import Recipe
 
 _RANKS = {name: i for i, name in enumerate(DEFAULTS)}
 # They came later: lines that lack them have their defaults, and keep their id.
-_LATER = {"recipe": ("head_steps", "optimizer"), "method": ("target",)}
+_LATER = {
+    "recipe": ("head_steps", "optimizer"),
+    "method": ("target", "relative", "per_layer"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +59,9 @@ class Run:
     def from_dict(cls, options: dict[str, Any]) -> "Run":
         """The run whose options a line of the result file holds."""
         method = dict(options["method"])
-        if method["layers"] is not None:
-            method["layers"] = tuple(method["layers"])
+        for name in ("layers", "target"):
+            if isinstance(method.get(name), list):
+                method[name] = tuple(method[name])
         recipe = Recipe(**options["recipe"])
         return cls(options["task"], recipe, options["seed"], Method(**method))
 
@@ -98,9 +103,17 @@ def make_grid(
 
 def sort_key(run: Run) -> tuple:
     """Order of runs in the result file: tasks, seeds, methods."""
-    method = run.method
-    rank = _RANKS[method.regularizer], method.strength or 0.0, spell(method)
-    return run.task, run.seed, *rank, json.dumps(run.as_dict())
+    return run.task, run.seed, *order(run.method), json.dumps(run.as_dict())
+
+
+def order(method: Method) -> tuple:
+    """Order of methods in results and pictures: targets after strengths."""
+    return (
+        _RANKS[method.regularizer],
+        method.target is not None,
+        method.strength or 0.0,
+        spell(method),
+    )
 
 
 def parse_task(name: str) -> str:
@@ -142,65 +155,120 @@ def check_refresh(run: Run, num_examples: int) -> None:
 
 
 def parse_method(text: str) -> Method:
-    """A method from `none`, `isobn`, `cosreg:1` or `istar:-1,shrinkage=0.8`.
+    """A method from `none`, `isobn`, `cosreg:1`, `istar:-1,shrinkage=0.8`.
+
+    With a target: `istar:target=0.3`, `istar:target=0.75x,strength=1`.
 
     Raises:
         argparse.ArgumentTypeError: If the text is none of these.
     """
-    head, *pairs = text.split(",")
-    regularizer, _, strength = head.partition(":")
+    regularizer, *words = text.replace(":", ",", 1).split(",")
     if regularizer not in DEFAULTS:
         raise argparse.ArgumentTypeError(
             f"must be one of {', '.join(DEFAULTS)}. Received: {text!r}"
         )
-    has_strength = "strength" in DEFAULTS[regularizer]
-    if has_strength != bool(strength):
-        needs = "needs a strength" if has_strength else "has no strength"
+    known = {k: x for k, x in _OPTIONS.items() if k in DEFAULTS[regularizer]}
+    options = parse_options(regularizer, words, known)
+    if "target" in options:
+        options["target"], options["relative"] = options["target"]
+    if "refresh" in options and options.keys() & {"momentum", "target"}:
         raise argparse.ArgumentTypeError(
-            f"{regularizer} {needs}, as in istar:-1. Received: {text!r}"
-        )
-    options = _parse_pairs(regularizer, pairs)
-    if has_strength:
-        options["strength"] = command_line.real(strength) + 0.0  # No -0.
-    if options.keys() >= {"momentum", "refresh"}:
-        raise argparse.ArgumentTypeError(
-            "with momentum nothing is refreshed: give momentum or refresh. "
-            f"Received: {text!r}"
+            "with momentum or a target nothing is refreshed: leave refresh "
+            f"out. Received: {text!r}"
         )
     return Method.make(regularizer, **options)
 
 
-def _parse_pairs(regularizer, pairs):
-    known = sorted(DEFAULTS[regularizer].keys() & _OPTIONS.keys())
-    options = {}
-    for pair in pairs:
-        name, is_pair, value = pair.partition("=")
-        if not is_pair or name not in known:
+def parse_options(
+    regularizer: str, words: list[str], known: dict[str, Callable]
+) -> dict[str, Any]:
+    """Options of a method by name.
+
+    Args:
+        regularizer: Its name.
+        words: `name=value`, `name` alone if `flag` reads it; the first may be
+            a strength.
+        known: Function that reads the value, by name.
+
+    Raises:
+        argparse.ArgumentTypeError: If a word is no such option.
+    """
+    if "strength" in known and words and "=" not in words[0] not in known:
+        words = [f"strength={words[0]}", *words[1:]]
+    options: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in known or name in options:
             raise argparse.ArgumentTypeError(
-                f"options of {regularizer} are {known}, as in shrinkage=0.8. "
-                f"Received: {pair!r}"
+                f"options of {regularizer} are {sorted(known)}, each once, as "
+                f"in istar:-1,shrinkage=0.8. Received: {word!r}"
             )
-        options[name] = _OPTIONS[name](value)
+        options[name] = known[name](value)
+    if "strength" in known and not options.keys() & {"strength", "target"}:
+        raise argparse.ArgumentTypeError(
+            f"{regularizer} needs a strength, as in istar:-1 or cosreg:1, or "
+            f"istar a target, as in istar:target=0.75x. Received: {words}"
+        )
+    if "target" in options and options.get("strength", 0.0) < 0.0:
+        raise argparse.ArgumentTypeError(
+            f"with a target the strength is at least 0. Received: {words}"
+        )
     return options
 
 
 def spell(method: Method) -> str:
     """The shortest text that `parse_method` makes a method from."""
-    text = method.regularizer
-    if method.strength is not None:
-        text += f":{method.strength:.10g}"
-    defaults = DEFAULTS[method.regularizer]
-    changes = [
-        f"{name}={_shown(value)}"
+    words = []
+    given = {}
+    if method.target is not None:
+        given["target"] = method.target
+        target = spell_target(method.target, method.relative)
+        words.append(f"target={target}")
+    elif method.strength is not None:
+        given["strength"] = method.strength
+        words.append(f"{method.strength:.10g}")
+    defaults = Method.make(method.regularizer, **given)
+    words += [
+        _shown(name, value)
         for name in _OPTIONS
-        if (value := getattr(method, name)) not in (None, defaults.get(name))
+        if (value := getattr(method, name))
+        not in (None, getattr(defaults, name))
     ]
-    return ",".join([text, *changes])
+    return ":".join(filter(None, [method.regularizer, ",".join(words)]))
 
 
 def is_plain(method: Method) -> bool:
     """Whether a method is I-STAR with all defaults but the strength."""
     return method == Method.make("istar", strength=method.strength)
+
+
+def parse_target(text: str) -> tuple[float | tuple[float, float], bool]:
+    """A target, and whether it is in multiples of the IsoScore at the start.
+
+    Args:
+        text: `0.3`; an interval, `0.1..0.3`; in multiples `0.5x`, `0.5..1x`.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is none of these.
+    """
+    numbers = text.removesuffix("x")
+    is_relative = numbers != text
+    bounds = [command_line.real(number) for number in numbers.split("..")]
+    low, high = bounds[0], bounds[-1]
+    is_right = len(bounds) <= 2 and 0.0 <= low <= high
+    if not is_right or (high > 1.0 and not is_relative):
+        raise argparse.ArgumentTypeError(
+            "a target is an IsoScore from 0 to 1, as 0.3, or an interval, as "
+            "0.1..0.3, or multiples of the IsoScore at the start, as 0.5x or "
+            f"0.5..1x. Received: {text!r}"
+        )
+    return (low if low == high else (low, high)), is_relative
+
+
+def spell_target(target: float | tuple[float, float], is_relative: bool) -> str:
+    """The text that `parse_target` makes a target from."""
+    bounds = target if isinstance(target, tuple) else (target,)
+    return "..".join(f"{x:.10g}" for x in bounds) + "x" * is_relative
 
 
 def _layers(text):
@@ -212,28 +280,49 @@ def _refresh(text):
     return text if is_word else command_line.positive_int(text)
 
 
-def _padding(text):
-    if text not in (SKIP_PADDING, COUNT_PADDING):
+def one_of(*texts: str) -> Callable[[str], str]:
+    """Function that checks that an option is one of these."""
+
+    def check(text):
+        if text not in texts:
+            raise argparse.ArgumentTypeError(
+                f"must be {' or '.join(texts)}. Received: {text!r}"
+            )
+        return text
+
+    return check
+
+
+def flag(text: str) -> bool:
+    """True, of an option that is its name alone."""
+    if text:
         raise argparse.ArgumentTypeError(
-            f"padding is {SKIP_PADDING} or {COUNT_PADDING}. Received: {text!r}"
+            f"this option has no value, as in istar:-1,per_layer. Received: "
+            f"{text!r}"
         )
-    return text
+    return True
 
 
 _OPTIONS = {
+    "target": parse_target,
+    "strength": lambda text: command_line.real(text) + 0.0,  # No -0.
     "shrinkage": command_line.fraction,
-    "target": command_line.fraction,
+    "per_layer": flag,
     "layers": _layers,
     "momentum": command_line.open_fraction,
     "refresh": _refresh,
-    "padding": _padding,
+    "padding": one_of(SKIP_PADDING, COUNT_PADDING),
 }
 
 
-def _shown(value):
+def _shown(name, value):
+    if value is True:
+        return name
     if isinstance(value, tuple):
-        return "+".join(map(str, value))
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+        return f"{name}={'+'.join(map(str, value))}"
+    return f"{name}=" + (
+        f"{value:.10g}" if isinstance(value, float) else str(value)
+    )
 
 
 def settings(runs: Iterable[Run]) -> dict[tuple[str, Recipe], str]:

@@ -16,8 +16,19 @@ from study import grid
 _GRID = "grid"
 _DATA = "model and data"
 _TRAINING = "training"
-_METHODS = "none istar:-5 istar:-1 istar:0 istar:1 istar:5 cosreg:1 isobn"
+_METHODS = (
+    "none istar:-5 istar:-1 istar:1 istar:5 istar:target=0.75x,strength=1 "
+    "istar:target=0.5x cosreg:1 isobn"
+)
 _BY_RECIPE = "(default: that of the recipe)"
+_OF_THE_RECIPE = (
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "head_steps",
+    "optimizer",
+    "max_points",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +66,15 @@ class Options:
     )
     regularizers: tuple[Method, ...] = option(
         _GRID,
-        "none, isobn, cosreg:STRENGTH or istar:STRENGTH, the latter with "
-        "options: shrinkage=0.8, layers=-1 (or 0+3, all), momentum=0.99, "
-        "refresh=50 (a pass for the shrinkage covariance after so many steps, "
-        "counted anew in every epoch, and at its end; epoch or never), "
-        "padding=count (as tokens; or skip), for example "
-        f"istar:-1,shrinkage=0.8,layers=-1 (default: {_METHODS})",
+        "none, isobn, cosreg:STRENGTH, istar:STRENGTH or istar:target=0.3, "
+        "which holds an IsoScore (0.1..0.3: keeps it between the two; 0.75x: "
+        "in multiples of that at the start) with strength=20. Further options "
+        "of istar: shrinkage=0.8, layers=-1 (or 0+3, all), per_layer (not the "
+        "union of the layers), momentum=0.99, refresh=50 (a pass for the "
+        "shrinkage covariance after so many steps, counted anew in every "
+        "epoch, and at its end; epoch or never), padding=count (as tokens; or "
+        f"skip), for example istar:-1,shrinkage=0.8,layers=-1 (default: "
+        f"{_METHODS})",
         tuple(grid.parse_method(text) for text in _METHODS.split()),
         nargs="+",
         type=grid.parse_method,
@@ -92,10 +106,10 @@ class Options:
     )
     validation_limit: int = option(
         _DATA,
-        "examples, held out of train, to score after every epoch "
-        "(default: %(default)s)",
+        "examples, held out of train, to score after every epoch and to choose "
+        "a method by, 0 for all (default: %(default)s)",
         200,
-        type=positive_int,
+        type=non_negative_int,
     )
     test_limit: int = option(
         _DATA,
@@ -134,6 +148,18 @@ class Options:
     learning_rate: float | None = option(
         _TRAINING, f"peak of the optimizer's {_BY_RECIPE}", type=positive_real
     )
+    head_steps: int | None = option(
+        _TRAINING,
+        "steps that train the head by itself, in whole passes, 0 for none "
+        f"{_BY_RECIPE}",
+        type=non_negative_int,
+    )
+    optimizer: str | None = option(
+        _TRAINING,
+        "adam: with a warm-up and a fall to 0; adamw: at a constant rate "
+        f"{_BY_RECIPE}",
+        choices=["adam", "adamw"],
+    )
     max_points: int | None = option(
         _TRAINING,
         "tokens of a pass for the shrinkage covariance, counted once in every "
@@ -150,14 +176,14 @@ class Options:
         """
         given = {
             name: getattr(self, name)
-            for name in ("epochs", "batch_size", "learning_rate", "max_points")
+            for name in _OF_THE_RECIPE
             if getattr(self, name) is not None
         }
         recipe = dataclasses.replace(
             RECIPES[self.recipe],
             preset=self.preset,
             limit=self.limit or None,
-            validation_limit=self.validation_limit,
+            validation_limit=self.validation_limit or None,
             test_limit=self.test_limit or None,
             measured_texts=self.measured_texts,
             **given,

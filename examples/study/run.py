@@ -14,10 +14,12 @@ import tensorflow as tf
 from finetuning.classifiers import load_classifier
 from finetuning.data import TextData
 from finetuning.recipe import finetune
+from finetuning.recipe import measure
 
 from study.grid import Run
 
 _MEASURES = ("isoscore", "isoscore_star", "twonn")
+_DIGITS = 4  # Of mean activations, which are many.
 
 
 def make_reproducible() -> None:
@@ -49,6 +51,7 @@ def execute(run: Run, data: TextData) -> dict[str, Any]:
         run.method,
         run.seed,
         measures=_MEASURES,
+        observe=observe,
         verbose=0,
     )
     before, after = figures.before, figures.after
@@ -62,8 +65,38 @@ def execute(run: Run, data: TextData) -> dict[str, Any]:
             "before": _for_json(before.isotropy),
             "after": _for_json(after.isotropy),
         },
+        **figures.observed,
         "examples": figures.num_examples,
         "seconds": {"fit": round(figures.seconds, 2)},
+    }
+
+
+def observe(task: Any, measured: Any) -> dict[str, Any]:
+    """Further figures of the trained model, to record.
+
+    Args:
+        task: The classifier.
+        measured: Batches of tokens.
+
+    Returns:
+        `first_tokens`, the intrinsic dimension of first tokens by layer; and
+        `mean_activation` of each dimension of the last layer over all tokens.
+    """
+    dimensions = measure(task, measured, ["all"], ["twonn"], pooling="first")
+    states = task.backbone.output
+    if isinstance(states, dict):
+        states = states["sequence_output"]
+    encoder = keras.Model(task.backbone.input, states)
+    total, count = 0.0, 0.0
+    for inputs, _ in measured:
+        tokens = keras.ops.convert_to_numpy(encoder(inputs, training=False))
+        mask = inputs.get("padding_mask", np.ones(tokens.shape[:2]))
+        mask = np.asarray(mask, "float64")
+        total = total + np.einsum("bld,bl->d", tokens, mask)
+        count += mask.sum()
+    return {
+        "first_tokens": _for_json(dimensions),
+        "mean_activation": np.round(total / count, _DIGITS).tolist(),
     }
 
 

@@ -11,18 +11,15 @@ differ in numbers. Runs of a seed have the same head to begin with, trained on
 the features of the encoder as it is, the same examples in the same order, and
 the same dropout. Start a process for each task, and they share the GPU.
 
-A method is `none`, `plain:-0.1`, which adds strength * (1 - score), or
-`target:0.3,strength=100`, which adds strength * (score - target)**2. A target
-may be two numbers, `target:0.1..0.3`, between which nothing is added, and be
-relative to the score at the start of training: `target:0.5x`. Options are
-`strength`; `of=union` of all layers, `centered`, which is the union with the
-mean of each layer removed, or `layers`, the mean over layers of the term of
-each; `error=batch`, or `running`, which takes the distance to the target from
-the moving average of covariances and only the direction from the batch;
-`at=dropout`, where the target is of the score as it is in training, or
-`inference`, where that score is brought to the one without dropout, by the
-ratio of both at the start; `ramp`, the part of the steps in which the target
-moves from the start to its value; `momentum` and `seeds`.
+A method is written as in `python examples/study`: `none`, `istar:-0.1`,
+`istar:target=0.3,strength=100`, `istar:target=0.1..0.3`, `istar:target=0.5x`.
+The stable estimate is always a moving average, of `momentum=0.9` unless given.
+Options are `per_layer`; `centered`, which takes the mean of each layer off the
+union; and of a target `error=batch`, which takes the distance to it from the
+batch too, not from the moving average; `at=inference`, where the score that is
+held is brought to that without dropout, by the ratio of both at the start; and
+`ramp`, the part of the steps in which the target moves from the start to its
+value. `seeds` is the number of runs.
 """
 
 import argparse
@@ -45,39 +42,42 @@ from finetuning import command_line  # noqa: E402
 from finetuning.command_line import Parser  # noqa: E402
 from finetuning.command_line import UserError  # noqa: E402
 from finetuning.command_line import option  # noqa: E402
+from finetuning.settings import TARGET_DEFAULTS  # noqa: E402
+
+from study import grid  # noqa: E402
 
 _METHODS = """
 none,seeds=5
-target:0.5x,strength=100,error=running,seeds=3
-target:1x,strength=100,error=running,seeds=3
-target:0.75x,strength=100,error=running,seeds=3
-target:0.5x,strength=100,of=layers,error=running,seeds=3
-plain:-0.1,seeds=3
-plain:-0.03,seeds=3
-target:0.5x,strength=400,error=running
-target:0.5x,strength=100
-target:0.3,strength=100,error=running
-target:0.1,strength=100,error=running
-plain:-1
-target:1x,strength=100,of=layers,error=running,seeds=3
-target:0.5x,strength=20,error=running,seeds=3
-target:0.75x,strength=20,error=running,seeds=3
-target:0.75x,strength=1,error=running,seeds=4
-target:0.5x,strength=100,error=running,ramp=0.5,seeds=3
-target:0.3,strength=100,error=running,at=inference
-target:0.1,strength=100,error=running,at=inference
-target:0.3,strength=20,error=running
-target:0.3,strength=400,error=running
-target:0.3,strength=100
-target:0.5x,strength=5,error=running
-target:0.5x,strength=1000,error=running
-target:0.5x,strength=100,error=running,momentum=0.99
-target:0.5x,strength=100,of=centered,error=running
-target:0.5x,strength=400,of=layers,error=running
-target:0.3,strength=100,of=layers,error=running
-plain:-0.01
-plain:0.1
-plain:0.5
+istar:target=0.5x,strength=100,seeds=3
+istar:target=1x,strength=100,seeds=3
+istar:target=0.75x,strength=100,seeds=3
+istar:target=0.5x,strength=100,per_layer,seeds=3
+istar:-0.1,seeds=3
+istar:-0.03,seeds=3
+istar:target=0.5x,strength=400
+istar:target=0.5x,strength=100,error=batch
+istar:target=0.3,strength=100
+istar:target=0.1,strength=100
+istar:-1
+istar:target=1x,strength=100,per_layer,seeds=3
+istar:target=0.5x,seeds=3
+istar:target=0.75x,seeds=3
+istar:target=0.75x,strength=1,seeds=4
+istar:target=0.5x,strength=100,ramp=0.5,seeds=3
+istar:target=0.3,strength=100,at=inference
+istar:target=0.1,strength=100,at=inference
+istar:target=0.3
+istar:target=0.3,strength=400
+istar:target=0.3,strength=100,error=batch
+istar:target=0.5x,strength=5
+istar:target=0.5x,strength=1000
+istar:target=0.5x,strength=100,momentum=0.99
+istar:target=0.5x,strength=100,centered
+istar:target=0.5x,strength=400,per_layer
+istar:target=0.3,strength=100,per_layer
+istar:-0.01
+istar:0.1
+istar:0.5
 """
 _BATCH_SIZE = 32
 _HEAD_STEPS = 500
@@ -122,31 +122,46 @@ class Method:
     high: float | None = None
     is_relative: bool = False
     of: str = "union"
-    error: str = "batch"
+    error: str = "running"
     at: str = "dropout"
     ramp: float = 0.0
     momentum: float = 0.9
     seeds: int = 1
 
     def __str__(self):
-        default = Method()
-        if self.low is not None:
-            unit = "x" if self.is_relative else ""
-            bounds = dict.fromkeys((self.low, self.high))
-            texts = [f"{bound:g}{unit}" for bound in bounds]
-            head = f"target:{'..'.join(texts)},strength={self.strength:g}"
-        elif self.strength:
-            head = f"plain:{self.strength:g}"
+        names: tuple[str, ...] = ("momentum",)
+        if self.low is None:
+            if not self.strength:
+                return "none"
+            words = [f"{self.strength:g}"]
         else:
-            head = "none"
-        names = ("of", "error", "at", "ramp", "momentum")
-        values = [(name, getattr(self, name)) for name in names]
-        options = [
-            f",{name}={value}"
-            for name, value in values
-            if value != getattr(default, name)
+            bounds = (self.low, self.high)
+            target = self.low if self.low == self.high else bounds
+            words = [f"target={grid.spell_target(target, self.is_relative)}"]
+            if self.strength != _HELD.strength:
+                words.append(f"strength={self.strength:g}")
+            names = ("error", "at", "ramp", "momentum")
+        words += [flag for flag, of in _FLAGS.items() if of == self.of]
+        words += [
+            f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
+            for name in names
+            if (value := getattr(self, name)) != getattr(_HELD, name)
         ]
-        return head + "".join(options)
+        return f"istar:{','.join(words)}"
+
+
+_HELD = Method(TARGET_DEFAULTS["strength"])
+# What a method is of, by its option.
+_FLAGS = {"per_layer": "layers", "centered": "centered"}
+_OPTIONS = {
+    "target": grid.parse_target,
+    "strength": command_line.real,
+    **dict.fromkeys(_FLAGS, grid.flag),
+    "error": grid.one_of("batch", "running"),
+    "at": grid.one_of("dropout", "inference"),
+    "ramp": command_line.fraction,
+    "momentum": command_line.open_fraction,
+}
 
 
 def parse_method(text: str) -> Method:
@@ -155,45 +170,28 @@ def parse_method(text: str) -> Method:
     Raises:
         argparse.ArgumentTypeError: If the text is none.
     """
-    head, *pairs = text.split(",")
-    kind, _, value = head.partition(":")
-    kinds = {
-        "strength": float,
-        "of": str,
-        "error": str,
-        "at": str,
-        "ramp": float,
-        "momentum": float,
-        "seeds": command_line.positive_int,
-    }
-    try:
-        options = {
-            name: kinds[name](given)
-            for name, given in (pair.split("=") for pair in pairs)
-        }
-        if kind == "plain":
-            options["strength"] = float(value)
-        elif kind == "target":
-            is_relative = value.endswith("x")
-            bounds = [float(x) for x in value.removesuffix("x").split("..")]
-            low, high = bounds if len(bounds) == 2 else 2 * bounds
-            options |= {"low": low, "high": high, "is_relative": is_relative}
-        elif head != "none":
-            raise ValueError(head)
-        method = Method(**options)
-        is_known = (
-            method.of in (*_CLOUDS, "layers")
-            and method.error in ("batch", "running")
-            and method.at in ("dropout", "inference")
-        )
-        if not is_known:
-            raise ValueError(text)
-    except (ValueError, KeyError) as error:
+    regularizer, *words = text.replace(":", ",", 1).split(",")
+    if regularizer not in ("none", "istar"):
         raise argparse.ArgumentTypeError(
-            "must be none, plain:STRENGTH or target:BOUND with options such "
-            f"as strength=100. Received: {text!r}"
-        ) from error
-    return method
+            f"must be none or istar:STRENGTH. Received: {text!r}"
+        )
+    known = {"seeds": command_line.positive_int}
+    if regularizer == "istar":
+        known |= _OPTIONS
+    options = grid.parse_options(regularizer, words, known)
+    flags = [name for name in _FLAGS if options.pop(name, False)]
+    if len(flags) > 1:
+        raise argparse.ArgumentTypeError(
+            f"must be {' or '.join(_FLAGS)}, not both. Received: {text!r}"
+        )
+    if flags:
+        options["of"] = _FLAGS[flags[0]]
+    if "target" in options:
+        target, options["is_relative"] = options.pop("target")
+        bounds = target if isinstance(target, tuple) else (target, target)
+        options["low"], options["high"] = bounds
+        options.setdefault("strength", _HELD.strength)
+    return Method(**options)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from study import comparison
 from study.result_folder import replace_file
+from study.side_by_side import Method
 
 _BASELINE = "none"
 _HEADINGS = (
@@ -40,7 +41,7 @@ _KINDS = {
     "the default of attach": ("C2", "*", 9),
     "plain strength": ("C1", "^", 4),
 }
-_DEFAULT = "target:0.75x,strength=1,error=running"
+_DEFAULT = "istar:target=0.75x,strength=1"
 # What lost more points is drawn at the edge.
 _LOWEST = -8.0
 _MILLIMETERS = 25.4
@@ -73,7 +74,7 @@ def write(path: str) -> str:
 
 
 def read(path: str) -> list[dict[str, Any]]:
-    """The lines of a file of results.
+    """The lines of a file of results; methods are spelled as they are now.
 
     Raises:
         UserError: If there is no such file, or nothing in it.
@@ -85,6 +86,9 @@ def read(path: str) -> list[dict[str, Any]]:
     runs = [json.loads(line) for line in text.splitlines() if line.strip()]
     if not runs:
         raise UserError(f"{path} has no results to summarize")
+    for run in runs:
+        own = {k: x for k, x in run["settings"].items() if k != "shrinkage"}
+        run["method"] = str(Method(**own))
     return sorted(runs, key=lambda run: run["task"])
 
 
@@ -248,4 +252,5 @@ def _kind(method):
         return "no regularizer"
     if method == _DEFAULT:
         return "the default of attach"
-    return "plain strength" if method.startswith("plain") else "with a target"
+    has_target = method.startswith("istar:target=")
+    return "with a target" if has_target else "plain strength"

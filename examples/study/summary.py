@@ -11,15 +11,29 @@ from study import figures
 from study.result_folder import Records
 from study.result_folder import replace_file
 
+_PAIRED = ("difference, 95 % interval", "p", "p (Holm)")
 _HEADINGS = (
     "method",
     "seeds",
     "score",
     "IsoScore",
     "TwoNN dimension, last layer",
-    "difference, 95 % interval",
-    "p",
-    "p (Holm)",
+    *_PAIRED,
+)
+_CHOICE_HEADINGS = (
+    "setting",
+    "family",
+    "methods",
+    "chosen (seeds)",
+    "seeds",
+    "test score",
+    *_PAIRED,
+)
+_STEP = 0.1  # Of IsoScore, in lines on the slope.
+_CHOICE = (
+    "In every seed, the method of the family with the best validation score "
+    "after the last epoch, on the test part; methods that tie share the "
+    "choice. Differences are to no penalty; p of Holm counts these lines."
 )
 
 
@@ -38,12 +52,10 @@ def write(records: Records, folder: Path) -> str:
     Raises:
         UserError: If no run has a result, or the folder cannot be written.
     """
-    runs = comparison.run_table(records)
-    if runs.empty:
-        raise UserError(f"{folder} has no finished run to summarize")
-    table = comparison.compare(runs)
-    text = markdown(runs, table, records)
     finished = [r for r in records.values() if r["status"] == "ok"]
+    if not finished:
+        raise UserError(f"{folder} has no finished run to summarize")
+    text, table = markdown(records)
     files = {
         f"{name}.png": _png(figure)
         for name, figure in figures.draw(finished).items()
@@ -64,18 +76,29 @@ def _png(figure):
     return file.getvalue()
 
 
-def markdown(runs: pd.DataFrame, table: pd.DataFrame, records: Records) -> str:
-    """The order of isotropy, a table for each setting, and failures."""
+def markdown(records: Records) -> tuple[str, pd.DataFrame]:
+    """The summary, and the figures of its tables of methods.
+
+    The order of isotropy, the slope of the score on it, what the validation
+    part chooses, a table for each setting, and failures.
+    """
+    ended = comparison.run_table(records)
+    runs = ended.dropna(subset="score")
+    table, choice = comparison.compare(runs), comparison.choose(ended)
     lines = [f"- {text}" for text in comparison.orders(runs)]
+    lines += map(_slope, comparison.slopes(runs).itertuples())
+    if len(choice):
+        lines += ["", "**Chosen on validation**", "", _CHOICE, ""]
+        lines += _table(
+            _CHOICE_HEADINGS, map(_choice_cells, choice.itertuples())
+        )
     for name, group in table.groupby("setting", sort=False):
         reference = comparison.baseline(group) or "none"
         lines += [
             "",
             f"**{name}**, against {reference}:",
             "",
-            _line(_HEADINGS),
-            "|" + "---|" * len(_HEADINGS),
-            *(_line(_cells(row)) for row in group.itertuples()),
+            *_table(_HEADINGS, map(_cells, group.itertuples())),
         ]
     failures = [
         f"- {record['name']}: {record['error']}"
@@ -84,21 +107,47 @@ def markdown(runs: pd.DataFrame, table: pd.DataFrame, records: Records) -> str:
     ]
     if failures:
         lines += ["", "Failed runs:", "", *failures]
-    return "\n".join(lines).strip() + "\n"
+    return "\n".join(lines).strip() + "\n", table
 
 
-def _line(cells):
-    return f"| {' | '.join(cells)} |"
+def _table(headings, rows):
+    head, *body = (f"| {' | '.join(cells)} |" for cells in (headings, *rows))
+    return [head, "|" + "---|" * len(headings), *body]
+
+
+def _slope(row):
+    slope, low, high = (_STEP * x for x in (row.slope, row.low, row.high))
+    interval = f" (95 % interval {low:+.3f} to {high:+.3f})"
+    return (
+        f"- {row.setting}: where IsoScore is {_STEP} higher, the score is "
+        f"{slope:+.3f}" + _shown(low, interval) + ", within the same seed "
+        f"({row.seeds} seeds, {row.runs} runs of I-STAR or without a penalty)."
+    )
+
+
+def _choice_cells(row):
+    names = row.setting, row.family, str(row.methods), row.chosen
+    return *names, str(row.seeds), _score(row), *_paired_cells(row)
 
 
 def _cells(row):
-    interval = f" ({row.low:+.3f} to {row.high:+.3f})"
     return (
         row.method,
         str(row.seeds),
-        f"{row.score:.3f}" + _shown(row.deviation, f" ± {row.deviation:.3f}"),
+        _score(row),
         f"{row.isoscore:.3f}",
         _shown(row.dimension, f"{row.dimension:.1f}"),
+        *_paired_cells(row),
+    )
+
+
+def _score(row):
+    return f"{row.score:.3f}" + _shown(row.deviation, f" ± {row.deviation:.3f}")
+
+
+def _paired_cells(row):
+    interval = f" ({row.low:+.3f} to {row.high:+.3f})"
+    return (
         _shown(row.difference, f"{row.difference:+.3f}")
         + _shown(row.p, interval),
         _probability(row.p),

@@ -19,6 +19,7 @@ from study.result_folder import ResultFolder
 from study_runs import make_runs
 
 RESULTS = Path(program.__file__).parent / "results"
+TARGET = "istar:target=0.5x"
 METHODS = ("istar:-5", "istar:0", "istar:5", "cosreg:1")
 EFFECTS = {"istar:-5": -0.1, "istar:5": 0.1}
 
@@ -45,8 +46,11 @@ def make_record(run, easy, noise):
         "status": "ok",
         "name": str(run),
         "run": run.as_dict(),
-        "test": {"end": {"score": score}},
-        "epochs": [{"isoscore_union": 0.2}, {"isoscore_union": 0.3}],
+        "test": {"end": {"score": score, "accuracy": score}},
+        "epochs": [
+            {"isoscore_union": 0.2, "val_accuracy": 0.7},
+            {"isoscore_union": 0.3, "val_accuracy": 0.6},
+        ],
         "isotropy": {"before": states, "after": states},
     }
 
@@ -54,6 +58,32 @@ def make_record(run, easy, noise):
 def make_tables(records):
     runs = comparison.run_table(records)
     return runs, comparison.compare(runs)
+
+
+def make_ended(scores, validation, isoscores=None):
+    """Records of runs by method and seed, with these figures.
+
+    Args:
+        scores: Test scores of all seeds by method.
+        validation: Validation scores after each epoch of all seeds by method;
+            None for a run that has failed.
+        isoscores: Of all seeds by method.
+    """
+    records = make_records(len(scores["none"]), tuple(scores))
+    for record in records.values():
+        run = grid.Run.from_dict(record["run"])
+        name, seed = grid.spell(run.method), run.seed
+        score, epochs = scores[name][seed], validation[name][seed]
+        record["test"]["end"] = {"score": score, "accuracy": score}
+        if epochs is None:
+            record["status"] = "failed"
+            del record["test"], record["isotropy"]
+        else:
+            record["epochs"] = [{"val_accuracy": value} for value in epochs]
+        if isoscores:
+            union = record["isotropy"]["after"]["union"]
+            union["isoscore"] = isoscores[name][seed]
+    return records
 
 
 def test_comparison_is_paired():
@@ -93,7 +123,7 @@ def test_dimension_is_that_of_the_last_layer():
         first["isotropy"]["after"]["layer_1"]["twonn_dimension"] = value
         runs, table = make_tables(records)
         assert table["dimension"].tolist() == pytest.approx([4.2] * 4)
-    assert "| 4.2 |" in summary.markdown(runs, table, records)
+    assert "| 4.2 |" in summary.markdown(records)[0]
 
 
 def test_order_of_isotropy_is_told():
@@ -110,14 +140,18 @@ def test_order_of_isotropy_is_told():
     "options", [{"seeds": 1}, {"methods": ("istar:5", "cosreg:1")}]
 )
 def test_without_pairs_nothing_is_claimed(options):
-    runs, table = make_tables(make_records(**options))
+    records = make_records(**options)
+    _, table = make_tables(records)
     assert table["p"].isna().all() and table["p_holm"].isna().all()
-    text = summary.markdown(runs, table, {})
+    text, _ = summary.markdown(records)
     assert "nan" not in text
 
 
 def test_differences_that_are_equal_claim_nothing():
-    _, table = make_tables(make_records(seeds=20, noise=0.0))
+    runs, table = make_tables(make_records(seeds=20, noise=0.0))
+    (slope,) = comparison.slopes(runs).itertuples()
+    assert slope.slope == pytest.approx(0.1 / 0.1)
+    assert np.isnan([slope.low, slope.high]).all()
     row = table.set_index("method").loc["istar:5"]
     assert row.difference == pytest.approx(0.1)
     assert np.isnan([row.p, row.low, row.high]).all()
@@ -131,6 +165,123 @@ def test_seeds_that_one_side_lacks_are_left_out():
     }
     row = make_tables(records)[1].set_index("method").loc["istar:5"]
     assert (row.seeds, row.pairs) == (5, 5)
+
+
+def test_validation_chooses_in_every_seed_and_the_test_part_judges():
+    """The last epoch decides: the best ones would choose istar:-1 twice."""
+    validation = {
+        "none": [[0.5, 0.9]] * 3,
+        "istar:-1": [[0.9, 0.6], [0.9, 0.6], [0.5, 0.8]],
+        TARGET: [[0.5, 0.7], [0.5, 0.7], [0.9, 0.7]],
+        "cosreg:1": [[0.5, 0.1]] * 3,
+    }
+    scores = {
+        "none": [0.50, 0.60, 0.70],
+        "istar:-1": [0.99, 0.99, 0.73],
+        TARGET: [0.51, 0.62, 0.01],
+        "cosreg:1": [0.50, 0.58, 0.69],
+    }
+    records = make_ended(scores, validation)
+    table = comparison.choose(comparison.run_table(records))
+    istar, cosreg = table.itertuples()
+    assert (istar.family, istar.methods, istar.seeds) == ("I-STAR", 2, 3)
+    assert istar.chosen == f"istar:-1 (1); {TARGET} (2)"
+    assert (cosreg.family, cosreg.chosen) == ("CosReg", "cosreg:1 (3)")
+    assert istar.score == pytest.approx((0.51 + 0.62 + 0.73) / 3)
+    # Differences 0.01, 0.02, 0.03 and 0, -0.02, -0.01: mean 0.02 and -0.01,
+    # deviation 0.01. With two degrees of freedom, p = 1 - t / sqrt(t**2 + 2).
+    half = stats.t.ppf(0.975, 2) * 0.01 / np.sqrt(3)
+    assert (istar.low, istar.high) == pytest.approx((0.02 - half, 0.02 + half))
+    p = [1 - t / np.sqrt(t**2 + 2) for t in (2 * np.sqrt(3), np.sqrt(3))]
+    assert table["p"].tolist() == pytest.approx(p)
+    assert table["p_holm"].tolist() == pytest.approx([2 * p[0], p[1]])
+    text, _ = summary.markdown(records)
+    assert (
+        f"| rte, 512 examples | I-STAR | 2 | istar:-1 (1); {TARGET} (2) | 3 | "
+        "0.620 ± 0.110 | +0.020 (-0.005 to +0.045) | 0.074 | 0.148 |"
+    ) in text.splitlines()
+
+
+def test_methods_that_tie_share_the_choice():
+    scores = {"none": [0.5], "istar:-1": [0.6], "istar:1": [0.4], TARGET: [0.9]}
+    ends = {"none": 0.5, "istar:-1": 0.7, "istar:1": 0.7 + 1e-16, TARGET: 0.6}
+    validation = {name: [[end]] for name, end in ends.items()}
+    records = make_ended(scores, validation)
+    (row,) = comparison.choose(comparison.run_table(records)).itertuples()
+    assert row.chosen == "istar:-1 (1); istar:1 (1)"
+    assert row.score == pytest.approx(0.5)
+    assert row.difference == pytest.approx(0.0)
+
+
+def test_a_failed_run_is_not_chosen_and_a_missing_one_leaves_its_seed_out():
+    scores = {"none": [0.5] * 3, "istar:-1": [0.6] * 3, "istar:1": [0.7] * 3}
+    validation = {name: [[0.5]] * 3 for name in scores}
+    validation["istar:1"] = [None, [0.9], [0.9]]
+    records = make_ended(scores, validation)
+    missing = next(
+        key for key, x in records.items() if x["name"] == "rte istar:-1 seed 2"
+    )
+    del records[missing]
+    (row,) = comparison.choose(comparison.run_table(records)).itertuples()
+    assert (row.seeds, row.pairs) == (2, 2)
+    assert row.chosen == "istar:-1 (1); istar:1 (1)"
+    assert row.score == pytest.approx((0.6 + 0.7) / 2)
+    # Where nothing was logged, nothing is chosen.
+    for record in records.values():
+        record["epochs"] = [{"isoscore_union": 0.2}]
+        record.setdefault("error", "RuntimeError: NaN loss")
+    assert comparison.choose(comparison.run_table(records)).empty
+    assert "Chosen" not in summary.markdown(records)[0]
+
+
+def test_slope_is_within_seeds(rng):
+    """Seeds as fixed effect: with equal IsoScores, the mean of their slopes."""
+    isoscores = {"istar:-5": 0.1, "none": 0.2, "istar:5": 0.4, "cosreg:1": 0.9}
+    easy, own = rng.normal(size=4), np.array([0.1, 0.3, -0.1, 0.2])
+    scores = {
+        name: easy + own * x + 0.01 * rng.normal(size=4)
+        for name, x in isoscores.items()
+    }
+    records = make_ended(
+        scores,
+        {name: [[0.5]] * 4 for name in scores},
+        {name: [x] * 4 for name, x in isoscores.items()},
+    )
+    (row,) = comparison.slopes(comparison.run_table(records)).itertuples()
+    names = ["istar:-5", "none", "istar:5"]  # CosReg is not meant.
+    x = [isoscores[name] for name in names]
+    slopes = [
+        np.polyfit(x, [scores[name][seed] for name in names], 1)[0]
+        for seed in range(4)
+    ]
+    half = stats.t.ppf(0.975, 3) * np.std(slopes, ddof=1) / 2
+    assert (row.runs, row.seeds) == (12, 4)
+    assert row.slope == pytest.approx(np.mean(slopes))
+    assert row.low == pytest.approx(np.mean(slopes) - half)
+    assert row.high == pytest.approx(np.mean(slopes) + half)
+    text, _ = summary.markdown(records)
+    assert f"0.1 higher, the score is {np.mean(slopes) / 10:+.3f} (95 %" in text
+
+
+def test_slope_of_seeds_that_differ_in_isotropy():
+    """Sums over seeds of products within them; one seed has no interval."""
+    names = ("none", "istar:-1")
+    isoscores = dict(
+        zip(names, ([0.2, 0.3, 0.2], [0.1, 0.1, 0.2]), strict=True)
+    )
+    scores = dict(zip(names, ([0.5, 0.6, 0.7], [0.6, 0.4, 0.1]), strict=True))
+    validation = {name: [[0.5]] * 3 for name in names}
+    records = make_ended(scores, validation, isoscores)
+    runs = comparison.run_table(records)
+    (row,) = comparison.slopes(runs).itertuples()
+    # Differences 0.1 and 0.2 of IsoScore, -0.1 and 0.2 of the score. In the
+    # third seed there is no difference of IsoScore.
+    assert row.slope == pytest.approx((-0.01 + 0.04) / (0.01 + 0.04))
+    assert (row.runs, row.seeds) == (4, 2)
+    (row,) = comparison.slopes(runs[runs["seed"] == 1]).itertuples()
+    assert row.slope == pytest.approx(0.04 / 0.04)
+    assert np.isnan([row.low, row.high]).all()
+    assert comparison.slopes(runs[runs["seed"] == 2]).empty
 
 
 @pytest.mark.parametrize(
@@ -165,8 +316,8 @@ def test_recipes_are_not_mixed(field):
 
 def test_files(tmp_path):
     records = make_records(tasks=("rte", "mrpc"))
-    failed = {**next(iter(records.values())), "status": "failed"}
-    records["x"] = {**failed, "error": "RuntimeError: NaN loss"}
+    failed = next(iter(records.values()))
+    failed |= {"status": "failed", "error": "RuntimeError: NaN loss"}
     text = summary.write(records, tmp_path)
     assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
     assert f"- {failed['name']}: RuntimeError: NaN loss" in text
@@ -187,7 +338,7 @@ def test_committed_summary_is_that_of_the_committed_results(name, capsys):
     assert len(records) == len(lines) and "damaged" not in (
         capsys.readouterr().out
     )
-    text = summary.markdown(*make_tables(records), records)
+    text, _ = summary.markdown(records)
     assert (folder / "summary.md").read_text(encoding="utf-8") == text
     assert not (folder / "locks").exists()
 
@@ -274,3 +425,32 @@ def test_ticks_of_epochs_are_whole_and_few(epochs):
     ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
     assert 1 <= len(ticks) <= 7
     assert all(tick == int(tick) for tick in ticks)
+
+
+def test_figures_of_first_tokens_and_means_need_lines_that_have_them():
+    records = list(make_records(2, ("none", "istar:1", "cosreg:1")).values())
+    older = {"score_by_isotropy", "dimension_by_layer", "isotropy_by_epoch"}
+    assert set(figures.draw(records)) == older
+    for record in records:
+        if "istar" not in record["name"]:  # That of istar is an older line.
+            record["first_tokens"] = {
+                "layer_0": {"twonn_dimension": 3.0},
+                "layer_1": {"twonn_dimension": None},
+                "union": {"twonn_dimension": 9.0},
+            }
+            sign = 1.0 if "seed 0" in record["name"] else -0.5
+            record["mean_activation"] = [-0.1, 0.0, 0.4 * sign]
+    drawn = figures.draw(records)
+    assert len(drawn) == 5
+    (axis,) = drawn["first_token_dimension_by_layer"].axes
+    lines, labels = axis.get_legend_handles_labels()
+    assert labels == ["none", "cosreg:1"]
+    np.testing.assert_array_equal(lines[0].get_ydata(), [3.0, np.nan])
+    (axis,) = drawn["mean_activation"].axes
+    line = axis.lines[0]
+    # The mean over both seeds of each dimension, then its size.
+    np.testing.assert_allclose(line.get_ydata(), [0.1, 0.1, 0.0], atol=1e-12)
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+    (legend,) = drawn["mean_activation"].legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == ["none", "istar:1 (no such log)", "cosreg:1"]

@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 import study_runs
 from finetuning.command_line import UserError
+from finetuning.settings import DEFAULTS
+from finetuning.settings import RECIPES
 from finetuning.settings import Method
 from study import __main__ as program
 from study import grid
 from study_runs import EXAMPLES
 from study_runs import METHODS
 from study_runs import make_runs
+
+HELD = ("istar", 20.0, 0.2, ("all",), 0.9, None, "skip")
 
 
 @pytest.mark.parametrize(
@@ -37,12 +41,38 @@ from study_runs import make_runs
             "istar:5,refresh=never",
             ("istar", 5.0, 0.2, ("all",), None, "never", "skip"),
         ),
+        ("istar:target=0.3", (*HELD, 0.3)),
+        (
+            "istar:target=0.75x,strength=1,momentum=0.5",
+            ("istar", 1.0, 0.2, ("all",), 0.5, None, "skip", 0.75, True),
+        ),
+        (
+            "istar:target=0.5..1.5x,per_layer",
+            (*HELD, (0.5, 1.5), True, True),
+        ),
+        ("istar:target=0..0.25", (*HELD, (0.0, 0.25))),
     ],
 )
 def test_method_is_parsed_and_spelled(spec, expected):
     method = grid.parse_method(spec)
     assert method == Method(*expected)
-    assert grid.parse_method(grid.spell(method)) == method
+    assert grid.spell(method) == spec
+    assert grid.parse_method(spec) == method
+
+
+@pytest.mark.parametrize(
+    ("text", "shortest"),
+    [
+        ("istar:20,target=0.3", "istar:target=0.3"),
+        ("istar:target=0.3x,strength=20,momentum=0.9", "istar:target=0.3x"),
+        ("istar:target=0.3..0.3", "istar:target=0.3"),
+        ("istar:per_layer,strength=-0", "istar:0,per_layer"),
+    ],
+)
+def test_methods_that_are_the_same_have_one_name(text, shortest):
+    method = grid.parse_method(text)
+    assert method == grid.parse_method(shortest)
+    assert grid.spell(method) == shortest
 
 
 def test_grid_is_the_product_each_run_once_in_order():
@@ -61,10 +91,12 @@ def test_grid_is_the_product_each_run_once_in_order():
 
 
 def test_ids_tell_every_option_and_survive_a_file():
+    targets = ("0.3", "0.3x", "0.1..0.3", "0.1..0.3x", "0.3,per_layer")
+    methods = (*METHODS, *(f"istar:target={text}" for text in targets))
     runs = [
         run
         for options in ({}, {"epochs": 4}, {"recipe": "paper"}, {"limit": 9})
-        for run in make_runs(regularizers=METHODS, **options)
+        for run in make_runs(regularizers=methods, **options)
     ]
     assert len({run.id for run in runs}) == len(runs)
     for run in runs:
@@ -96,6 +128,31 @@ def test_recipe_of_the_paper_and_options_over_it():
         regularizers=("none",), seeds=1, recipe="paper", epochs=2
     )
     assert (run.recipe.epochs, run.recipe.optimizer) == (2, "adamw")
+
+
+def test_every_difference_to_the_paper_can_be_an_option():
+    """So that an ablation can go from one recipe to the other, step by step."""
+    ours = {
+        name: getattr(RECIPES["probe-first"], name)
+        for name in (
+            *("epochs", "batch_size", "learning_rate", "head_steps"),
+            *("optimizer", "max_points"),
+        )
+    }
+    ids = [run.id for run in make_runs()]
+    assert [run.id for run in make_runs(recipe="paper", **ours)] == ids
+    for name, value in ours.items():
+        changed = make_runs(recipe="paper", **{name: value})
+        assert {getattr(run.recipe, name) for run in changed} == {value}
+        assert [run.id for run in changed] != ids
+
+
+def test_default_methods_are_of_all_families():
+    methods = [run.method for run in make_runs(seeds=1)]
+    names = [method.regularizer for method in methods]
+    assert set(names) == set(DEFAULTS) and len(methods) == 9
+    targets = [x.target for x in methods if x.target is not None]
+    assert targets == [0.75, 0.5]  # In order of the strength.
 
 
 def test_settings_name_what_differs_within_a_task():
@@ -139,16 +196,27 @@ def test_a_refresh_that_would_never_come_is_refused(
         (["--output", f"{__file__}/x"], "cannot use the result folder"),
         (["--regularizers", "dropout"], "must be one of none, istar"),
         (["--regularizers", "istar"], "istar needs a strength"),
-        (["--regularizers", "none:1"], "none has no strength"),
+        (["--regularizers", "none:1"], "options of none are []"),
         (["--regularizers", "istar:inf"], "must be a finite number"),
         (["--regularizers", "istar:1,zeta=1"], "options of istar are"),
         (["--regularizers", "isobn,layers=1"], "options of isobn are"),
         (["--regularizers", "istar:1,shrinkage=2"], "between 0 and 1"),
         (["--regularizers", "istar:1,refresh=0"], "above 0"),
         (["--regularizers", "istar:1,padding=no"], "skip or count"),
+        (["--regularizers", "istar:1,strength=2"], "each once"),
+        (["--regularizers", "istar:target=1.1"], "an IsoScore from 0 to 1"),
+        (["--regularizers", "istar:target=0.3..0.1"], "an interval, as"),
+        (["--regularizers", "istar:target=1..2..3x"], "0.5..1x. Received"),
+        (["--regularizers", "istar:target=0.3,strength=-1"], "is at least 0"),
+        (["--regularizers", "istar:target=0.3,refresh=5"], "leave refresh out"),
+        (
+            ["--regularizers", "istar:1,per_layer=no"],
+            "this option has no value",
+        ),
+        (["--regularizers", "cosreg:1,target=0.3"], "options of cosreg are"),
         (
             ["--regularizers", "istar:1,momentum=0.9,refresh=5"],
-            "give momentum or refresh",
+            "with momentum or a target nothing is refreshed",
         ),
         (["--seeds", "0"], "--seeds: must be a whole number above 0"),
     ],

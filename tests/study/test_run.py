@@ -1,6 +1,7 @@
 """Single runs of the study, and the study as a process, on a tiny encoder."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -150,6 +151,49 @@ def check_record(record):
     )
     assert list(record["isotropy"]["before"]) == ["layer_0", "layer_1", "union"]
     assert "twonn_dimension" in record["isotropy"]["after"]["union"]
+    assert list(record["first_tokens"]) == ["layer_0", "layer_1", "union"]
+    assert np.any(record["mean_activation"])
+
+
+def test_further_figures_are_those_of_the_trained_model(preset):
+    """By NumPy, from all texts in one batch with all of its padding."""
+    from finetuning.classifiers import load_classifier
+    from finetuning.tokens import Batches
+    from finetuning.tokens import tokenize
+    from study import run as study_run
+
+    skdim = pytest.importorskip("skdim")
+    pairs = itertools.product(WORDS, WORDS[:4])
+    texts = [" ".join(pair) + " the" * (i % 3) for i, pair in enumerate(pairs)]
+    task = load_classifier(preset, 2, 12)
+    tokens = tokenize(task.preprocessor, Examples(texts, [0] * len(texts)))
+    task.preprocessor = None  # As while it is trained.
+    found = study_run.observe(task, Batches(8).for_inference(tokens))
+    blocks = [layer.output for layer in task.backbone.transformer_layers]
+    states = keras.Model(task.backbone.input, blocks)(tokens.inputs)
+    mask = tokens.inputs["padding_mask"].astype(bool)
+    assert not mask.all()
+    means = np.asarray(states[-1], "float64")[mask].mean(axis=0)
+    np.testing.assert_allclose(found["mean_activation"], means, atol=6e-5)
+    for i, state in enumerate(states):
+        first = np.asarray(state)[:, 0]
+        expected = skdim.id.TwoNN().fit(first).dimension_
+        row = found["first_tokens"][f"layer_{i}"]
+        assert (row["tokens"], row["twonn_tokens"]) == (32, 32)
+        assert row["twonn_dimension"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_target_reaches_the_layer():
+    from finetuning import regularizers
+
+    inputs = keras.Input((6, 4))
+    hidden = keras.layers.Dense(8, name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
+    text = "istar:target=0.5..1x,strength=3,per_layer,layers=hidden"
+    layer = regularizers.attach(model, parse_method(text), ["hidden"])
+    assert (layer.target, layer.relative) == ((0.5, 1.0), True)
+    assert (layer.strength, layer.momentum) == (3.0, 0.9)
+    assert layer.per_layer
 
 
 @pytest.mark.slow

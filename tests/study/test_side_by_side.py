@@ -1,6 +1,7 @@
 """Tests of the runs that train side by side in JAX."""
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 from scipy import stats
+from study import grid
 from study import side_by_side
 from study import side_by_side_summary
 from study.side_by_side import Method
@@ -25,17 +27,18 @@ _INFERENCE = 0.9 * _START
     ("text", "expected"),
     [
         ("none,seeds=5", Method(seeds=5)),
-        ("plain:-0.1", Method(-0.1)),
+        ("istar:-0.1", Method(-0.1)),
+        ("istar:target=0.3", Method(20.0, 0.3, 0.3)),
         (
-            "target:0.3,strength=100",
-            Method(100.0, 0.3, 0.3),
+            "istar:target=0.1..0.3,strength=2,per_layer,error=batch",
+            Method(2.0, 0.1, 0.3, of="layers", error="batch"),
         ),
         (
-            "target:0.1..0.3,strength=2,of=layers,error=running",
-            Method(2.0, 0.1, 0.3, of="layers", error="running"),
+            "istar:target=0.5..1x,centered",
+            Method(20.0, 0.5, 1.0, True, of="centered"),
         ),
         (
-            "target:0.75x,strength=1,at=inference,ramp=0.5,momentum=0.99",
+            "istar:target=0.75x,strength=1,at=inference,ramp=0.5,momentum=0.99",
             Method(
                 1.0, 0.75, 0.75, True, at="inference", ramp=0.5, momentum=0.99
             ),
@@ -45,22 +48,36 @@ _INFERENCE = 0.9 * _START
 def test_methods_are_read(text, expected):
     method = side_by_side.parse_method(text)
     assert method == expected
-    # Its name in the results reads the same, but for the number of runs.
-    again = side_by_side.parse_method(f"{method},seeds={method.seeds}")
-    assert again == expected
+    # Its name in the results is the text, without the number of runs.
+    assert str(method) == text.removesuffix(",seeds=5")
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "target",
-        "plain:x",
+        *("none", "istar:-0.1", "istar:0.5,per_layer", "istar:target=0.3"),
+        "istar:target=0.75x,strength=1,per_layer,momentum=0.5",
+        "istar:target=0.1..0.3x",
+    ],
+)
+def test_methods_are_written_as_in_the_grid(text):
+    assert str(side_by_side.parse_method(text)) == text
+    assert grid.spell(grid.parse_method(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "istar",
+        "istar:x",
         "some",
-        "target:0.1..0.2..0.3",
-        "none,of=all",
+        "istar:target=0.1..0.2..0.3",
+        "none,per_layer",
         "none,color=red",
         "none,seeds=0",
-        "target:0.3,error=mean",
+        "istar:target=0.3,error=mean",
+        "istar:target=0.3,strength=-1",
+        "istar:target=0.3,per_layer,centered",
     ],
 )
 def test_other_texts_are_refused(text):
@@ -90,14 +107,12 @@ def test_covariances_of_clouds(rng):
     np.testing.assert_allclose(share, 1 - within / total, rtol=1e-5)
 
 
-@pytest.mark.parametrize("of", ["union", "centered", "layers"])
-@pytest.mark.parametrize("target", ["0.5x", "0.2..0.35", "0.3", "0.2x..2x"])
+@pytest.mark.parametrize("of", ["", ",centered", ",per_layer"])
+@pytest.mark.parametrize("target", ["0.5x", "0.2..0.35", "0.3", "0.2..2x"])
 def test_term_pulls_like_the_squared_distance(rng, of, target):
-    method = side_by_side.parse_method(
-        f"target:{target},strength=20,of={of}".replace("x..", "..")
-    )
+    method = side_by_side.parse_method(f"istar:target={target}{of}")
     lane = side_by_side.settings(method, 0, _START, _INFERENCE, 100)
-    weights = side_by_side.cloud_weights(of, _CLOUDS)
+    weights = side_by_side.cloud_weights(method.of, _CLOUDS)
     unit = _START if method.is_relative else np.ones(_CLOUDS)
 
     def squared_distance(scores):
@@ -130,7 +145,7 @@ def test_plain_term_is_the_published_one(rng):
 
 
 def test_error_may_be_that_of_the_running_score():
-    method = side_by_side.parse_method("target:0.3,strength=10,error=running")
+    method = side_by_side.parse_method("istar:target=0.3,strength=10")
     lane = side_by_side.settings(method, 0, _START, _INFERENCE, 100)
     scores = np.full(_CLOUDS, 0.9, "float32")
     running = np.full(_CLOUDS, 0.25, "float32")
@@ -139,7 +154,9 @@ def test_error_may_be_that_of_the_running_score():
 
 
 def test_score_can_be_that_of_inference():
-    method = side_by_side.parse_method("target:0.27,strength=1,at=inference")
+    method = side_by_side.parse_method(
+        "istar:target=0.27,strength=1,at=inference"
+    )
     lane = side_by_side.settings(method, 0, _START, _INFERENCE, 100)
     # 0.3 with dropout is 0.27 without.
     scores = np.full(_CLOUDS, 0.3, "float32")
@@ -148,7 +165,7 @@ def test_score_can_be_that_of_inference():
 
 
 def test_target_moves_to_its_value():
-    method = side_by_side.parse_method("target:0.5x,strength=1,ramp=0.5")
+    method = side_by_side.parse_method("istar:target=0.5x,strength=1,ramp=0.5")
     lane = side_by_side.settings(method, 0, _START, _INFERENCE, 100)
     scores = np.full(_CLOUDS, 0.3, "float32")
     slopes = [
@@ -160,13 +177,9 @@ def test_target_moves_to_its_value():
 
 
 def _line(method, seed, score, test):
-    settings = {
-        "low": 0.75 if method.startswith("target") else None,
-        "high": 0.75 if method.startswith("target") else None,
-        "is_relative": True,
-        "of": "union",
-        "at": "dropout",
-    }
+    settings = dataclasses.asdict(side_by_side.parse_method(method))
+    del settings["seeds"]
+    settings["shrinkage"] = 0.2
     scores = dict(zip(["union", "centered", "layer_0"], test, strict=True))
     start = {"union": 0.2, "centered": 0.2, "layer_0": 0.1}
     return {
@@ -187,9 +200,11 @@ def test_table_pairs_runs_by_seed(tmp_path):
         _line("none", 0, 0.50, [0.2, 0.2, 0.3]),
         _line("none", 1, 0.60, [0.2, 0.2, 0.3]),
         _line("none", 2, 0.99, [0.2, 0.2, 0.3]),
-        _line("target:0.75x,strength=1", 1, 0.57, [0.15, 0.1, 0.05]),
-        _line("target:0.75x,strength=1", 0, 0.49, [0.17, 0.1, 0.05]),
+        _line("istar:target=0.75x,strength=1", 1, 0.57, [0.15, 0.1, 0.05]),
+        _line("istar:target=0.75x,strength=1", 0, 0.49, [0.17, 0.1, 0.05]),
     ]
+    # As an older version has named it.
+    lines[-1]["method"] = "target:0.75x,strength=1,error=running"
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     *_, none, target = side_by_side_summary.write(str(path)).splitlines()
@@ -199,7 +214,7 @@ def test_table_pairs_runs_by_seed(tmp_path):
     # freedom, where p = 1 - 2 arctan(2) / pi.
     p = 1 - 2 * np.arctan(2.0) / np.pi
     assert cells[:5] == [
-        "target:0.75x,strength=1",
+        "istar:target=0.75x,strength=1",
         "2",
         "0.530 ± 0.057",
         f"-0.020 ({p:.3f})",
@@ -211,8 +226,8 @@ def test_table_pairs_runs_by_seed(tmp_path):
 
 
 def test_p_is_corrected_over_all_tests_of_the_file():
-    scores = {"none": 0.0, "plain:-1": -0.1, "plain:1": 0.05}
-    spread = {"none": 0.0, "plain:-1": 1e-3, "plain:1": 0.05}
+    scores = {"none": 0.0, "istar:-1": -0.1, "istar:1": 0.05}
+    spread = {"none": 0.0, "istar:-1": 1e-3, "istar:1": 0.05}
     runs = [
         _line(name, seed, 0.5 + score + seed * spread[name], [0.2, 0.2, 0.1])
         for name, score in scores.items()
@@ -229,8 +244,8 @@ def test_p_is_corrected_over_all_tests_of_the_file():
 def test_figure_shows_every_method():
     runs = [
         _line("none", 0, 0.5, [0.2, 0.2, 0.3]),
-        _line("plain:-1", 0, 0.47, [0.1, 0.1, 0.05]),
-        _line("target:0.75x,strength=1", 0, 0.30, [0.15, 0.1, 0.05]),
+        _line("istar:-1", 0, 0.47, [0.1, 0.1, 0.05]),
+        _line("istar:target=0.75x", 0, 0.30, [0.15, 0.1, 0.05]),
     ]
     axis, *_ = side_by_side_summary.draw(runs).axes
     drawn = [line.get_xydata().ravel() for line in axis.lines]
@@ -285,7 +300,7 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
         *("--arrays", tmp_path, "--output", output, "--tasks", "toy"),
         *("--steps", "40", "--log-every", "20", "--side-by-side", "3"),
         *("--dtype-policy", "float32", "--methods", "none,seeds=2"),
-        *("target:0.5x,strength=1000,error=running", "plain:-100"),
+        *("istar:target=0.5x,strength=1000", "istar:-100"),
     ]
     subprocess.run(
         command, env=os.environ | {"KERAS_BACKEND": "jax"}, check=True
@@ -294,8 +309,8 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
     assert [(line["method"], line["seed"]) for line in lines] == [
         ("none", 0),
         ("none", 1),
-        ("target:0.5x,strength=1000,error=running", 0),
-        ("plain:-100", 0),
+        ("istar:target=0.5x,strength=1000", 0),
+        ("istar:-100", 0),
     ]
     assert all(line["is_finite"] for line in lines)
     assert lines[0]["loss"] != lines[1]["loss"]
