@@ -227,7 +227,7 @@ SHOWS = [
     measure_and_compare,
     subclassed_model,
     own_regularizer,
-    tensorboard_logs,
+    pytest.param(tensorboard_logs, marks=pytest.mark.slow),
     mirrored_strategy,
     jax_data_parallel,
     pytest.param(torch_ddp, marks=needs_torch),
