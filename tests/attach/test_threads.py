@@ -9,7 +9,7 @@ import pytest
 from private_keras import all_layers
 
 import keras_istar
-from keras_istar._src.compat.distribution import ReplicaLosses
+from keras_istar._src.compat.replica_losses import ReplicaLosses
 
 THREADS = 4
 

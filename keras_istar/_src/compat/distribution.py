@@ -6,9 +6,7 @@ sums over tokens are already sums over all devices: nothing is left to do.
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable
-from collections.abc import MutableSequence
 from typing import Any
 from typing import NamedTuple
 
@@ -16,7 +14,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_istar._src.compat import keras_graph
 from keras_istar._src.types import Tensor
 
 
@@ -99,48 +96,6 @@ def add_shared_weight(
     )
 
 
-def separate_losses(layer: keras.layers.Layer) -> None:
-    """Gives every replica its own lists of losses, in the model at work.
-
-    `MirroredStrategy` traces replicas in threads and switches between them at
-    every all-reduce. Lists that replicas share would lose the losses of some
-    and count those of others twice, whichever layer they come from. TensorFlow
-    1 had the same problem
-    (https://github.com/tensorflow/tensorflow/issues/23056). Remove when Keras
-    keeps a list of losses for each thread.
-
-    Args:
-        layer: Layer that is being called, by a model perhaps.
-    """
-    if _has_strategy():
-        keras_graph.replace_losses(layer, ReplicaLosses)
-
-
-class ReplicaLosses(threading.local, MutableSequence):
-    """A list of losses, another one in each thread, empty at first."""
-
-    def __init__(self):
-        self._losses = []
-
-    def __getitem__(self, index):
-        return self._losses[index]
-
-    def __setitem__(self, index, value):
-        self._losses[index] = value
-
-    def __delitem__(self, index):
-        del self._losses[index]
-
-    def __len__(self):
-        return len(self._losses)
-
-    def __reduce__(self):
-        return list, (list(self),)
-
-    def insert(self, index, value):
-        self._losses.insert(index, value)
-
-
 class Replicas(NamedTuple):
     """The replicas that train together, seen from one of them.
 
@@ -158,14 +113,15 @@ class Replicas(NamedTuple):
 
 def current_replicas():
     """The replicas around this code, None where there can be none."""
-    if _has_strategy():
+    if has_strategy():
         return _tensorflow_replicas()
     if keras.backend.backend() == "torch":
         return _torch_replicas()
     return None
 
 
-def _has_strategy():
+def has_strategy() -> bool:
+    """Whether this code runs under a strategy of TensorFlow."""
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf

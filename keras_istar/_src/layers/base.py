@@ -14,8 +14,8 @@ from keras import ops
 from keras_istar._src import validation
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.compat import train_steps
-from keras_istar._src.compat.distribution import separate_losses
 from keras_istar._src.compat.keras_state import StateVariable
+from keras_istar._src.compat.replica_losses import separate_losses
 from keras_istar._src.layers.attachment import Attachment
 from keras_istar._src.layers.probe import current_recorder
 from keras_istar._src.score import moments

@@ -8,7 +8,7 @@ from keras import ops
 from keras_istar._src import validation
 from keras_istar._src.compat import train_steps
 from keras_istar._src.compat.distribution import add_shared_weight
-from keras_istar._src.compat.distribution import separate_losses
+from keras_istar._src.compat.replica_losses import separate_losses
 from keras_istar._src.layers.base import TrainingMean
 from keras_istar._src.layers.base import default_prefix
 from keras_istar._src.score import moments

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 _INCHES = (7.09, 2.5)  # 180 mm: two columns of a journal page.
 # A card of TensorBoard is that high, and as wide in a window of 1,400 pixels.
-_CARD_PIXELS = (1020, 220)
-_CARD_DPI = 100
+_CARD_INCHES, _CARD_DPI = (10.2, 2.2), 100
 
 # Okabe and Ito, "Color Universal Design", 2008.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -80,7 +79,7 @@ def report_image(rows: Sequence["LayerIsotropy"]) -> np.ndarray:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     figure.set_dpi(_CARD_DPI)
-    figure.set_size_inches(*(x / _CARD_DPI for x in _CARD_PIXELS))
+    figure.set_size_inches(_CARD_INCHES)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
