@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+from finetuning.command_line import UserError
+from finetuning.data import find_task
+
 SKIP_PADDING = "skip"
 COUNT_PADDING = "count"
 REFRESH_EPOCH = "epoch"
@@ -60,6 +63,20 @@ class Method:
         if method.momentum is None:
             return method
         return dataclasses.replace(method, refresh=None)
+
+
+def check_method(method: Method, task: str) -> None:
+    """Raises a `UserError` if a method has no place in the models of a task.
+
+    Args:
+        method: The method.
+        task: Name of the task, as `data.load` takes it.
+    """
+    if method.regularizer == "isobn" and find_task(task).has_spans:
+        raise UserError(
+            "isobn scales sentence embeddings, and answers to questions are "
+            f"found without any. Received: isobn with the task {task}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
