@@ -158,7 +158,7 @@ class Options:
     output: str | None = option(
         _OUTPUT,
         "save the classifier there as a plain KerasHub preset; of squad, "
-        "model.keras beside the tokenizer",
+        "model.keras and tokenizer.json",
     )
 
     @property

@@ -91,9 +91,11 @@ class Recipe:
         epochs: Passes over the training examples, after those for the head.
         batch_size: Examples in a training batch.
         learning_rate: Peak of the optimizer's.
-        sequence_length: Tokens to which texts are cut.
+        sequence_length: Tokens to which texts are cut, or of a window, see
+            `spans`.
         max_points: Tokens of a pass for Σ_S, counted once in every state.
-        measured_texts: Number of test examples whose states are measured.
+        measured_texts: Number of test examples, or windows of them, whose
+            states are measured.
         head_steps: Least number of steps, in whole passes, that the head is
             trained for by itself; 0 leaves it random.
         optimizer: `"adam"` with a warm-up over the first tenth of the steps and

@@ -33,7 +33,7 @@ _LONGEST_QUESTION = 64  # Tokens; what is longer is cut.
 _LONGEST_ANSWER = 30
 _OVERLAP = 128  # Tokens that a window of a context shares with the next.
 _SHORTEST_WINDOW = 8  # With fewer tokens there is no room for a context.
-_QUESTIONS_AT_ONCE = 1000  # Their windows with all details fill some 50 MB.
+_QUESTIONS_AT_ONCE = 1000  # The details of their windows fill 40 MB.
 _IMPOSSIBLE = -1e9  # Logit of a token outside of the context.
 
 
@@ -69,13 +69,19 @@ class SpanFinder(keras_hub.models.Task):
         )
 
     def save_to_preset(self, preset_dir: str) -> None:
-        """Saves `model.keras`, which has the head too, beside the tokenizer.
+        """Saves `model.keras`, with the head, and `tokenizer.json`.
 
-        `keras.models.load_model` needs `keras_hub`, but not this class.
+        These two need neither this class nor a preset: what
+        `tokenizers.Tokenizer.from_file` loads makes the windows of a question
+        and its context, and what `keras.models.load_model` loads, once
+        `keras_hub` is imported, takes them.
         """
-        self.preprocessor.tokenizer.save_to_preset(preset_dir)
+        folder = Path(preset_dir)
         model = keras.Model(self.input, self.output, name=self.name)
-        model.save(Path(preset_dir) / "model.keras")
+        model.save(folder / "model.keras")
+        tokenizer = _make_tokenizer(self.preprocessor.tokenizer)
+        _set_windows(tokenizer, self.preprocessor)
+        tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def load_span_finder(preset: str, sequence_length: int) -> SpanFinder:
@@ -255,17 +261,10 @@ def _encode(
     preprocessor: Any, questions: list[str], contexts: list[str]
 ) -> Iterator[tuple[int, tokenizers.Encoding]]:
     """Index of the question and tokens of each window."""
-    length = preprocessor.sequence_length
     tokenizer = _make_tokenizer(preprocessor.tokenizer)
-    questions = _cut(tokenizer, questions, min(_LONGEST_QUESTION, length // 4))
-    tokenizer.enable_truncation(
-        length, stride=min(_OVERLAP, length // 3), strategy="only_second"
-    )
-    tokenizer.enable_padding(
-        length=length,
-        pad_id=preprocessor.tokenizer.pad_token_id,
-        pad_token=preprocessor.tokenizer.pad_token,
-    )
+    most = min(_LONGEST_QUESTION, preprocessor.sequence_length // 4)
+    questions = _cut(tokenizer, questions, most)
+    _set_windows(tokenizer, preprocessor)
     for start in range(0, len(questions), _QUESTIONS_AT_ONCE):
         block = slice(start, start + _QUESTIONS_AT_ONCE)
         pairs = list(zip(questions[block], contexts[block], strict=True))
@@ -275,7 +274,10 @@ def _encode(
 
 
 def _make_tokenizer(tokenizer):
-    """KerasHub's tokenizer as one that knows the characters of each token."""
+    """KerasHub's tokenizer as one that knows the characters of each token.
+
+    KerasHub alone puts compatibility characters into their normal form.
+    """
     tokens = tokenizer.get_vocabulary()
     made = tokenizers.Tokenizer(
         tokenizers.models.WordPiece(
@@ -295,6 +297,19 @@ def _make_tokenizer(tokenizer):
         (tokenizer.start_token, tokenizer.start_token_id),
     )
     return made
+
+
+def _set_windows(tokenizer, preprocessor):
+    """Lets a tokenizer make windows of one length, which overlap."""
+    length = preprocessor.sequence_length
+    tokenizer.enable_truncation(
+        length, stride=min(_OVERLAP, length // 3), strategy="only_second"
+    )
+    tokenizer.enable_padding(
+        length=length,
+        pad_id=preprocessor.tokenizer.pad_token_id,
+        pad_token=preprocessor.tokenizer.pad_token,
+    )
 
 
 def _cut(tokenizer, questions, most):
