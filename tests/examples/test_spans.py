@@ -1,5 +1,6 @@
 """Questions with spans for answers: windows, spans, scores, and a training."""
 
+import math
 import re
 import types
 
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 hub = pytest.importorskip("keras_hub")
 # Accents, signs, other scripts, unknown words, and words of several tokens.
 WORDS = "film, plot. “good” (bad) Zoë's café €5 1990s 東京 Łódź dull–".split()
-PIECES = "zo ##e cafe 1990 ##s € 5 , . “ ” ( ) ' s 東 –".split()
+PIECES = "zo ##e cafe 1990 ##s € ##5 , . “ ” ( ) ' s 東 –".split()
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,12 @@ def make_examples(rng, size=40):
         parts = [*zip(words, spaces, strict=True)]
         before = "".join(x + y for x, y in parts[:first])
         text = "".join(x + y for x, y in parts[first : last + 1]).strip()
+        start = len(before)
+        if i % 2:  # Between signs, or the beginning of a word.
+            inner = re.search(r"[^\W\d]+|\d+", text)
+            start, text = start + inner.start(), inner[0]
         contexts.append("".join(x + y for x, y in parts))
-        labels.append((Answer(len(before), text), Answer(0, "wrong")))
+        labels.append((Answer(start, text), Answer(0, "wrong")))
         questions.append(" ".join(["which film?"] * (1 + i % 5)))
     return Examples((questions, contexts), labels)
 
@@ -244,6 +249,8 @@ def test_from_options_to_table_and_saved_model(
     assert type(model).__name__ == "Functional"
     tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     task = spans.load_span_finder(preset, 16)
+    learned = spans.tokenize(task.preprocessor, toy_squad.train).with_answers()
+    assert f"{3 * math.ceil(len(learned.labels) / 16)} steps" in printed
     found = spans.tokenize(task.preprocessor, toy_squad.test)
     windows = [
         part
