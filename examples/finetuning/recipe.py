@@ -1,4 +1,4 @@
-"""Fine-tuning a KerasHub classifier, from data to figures.
+"""Fine-tuning a KerasHub encoder, from data to figures.
 
 The new head is trained first, on the features of the encoder as it is. While
 the head is random, the task's gradient is no match for that of the penalty,
@@ -19,16 +19,18 @@ import numpy as np
 
 import keras_istar
 from finetuning import regularizers
+from finetuning import spans
+from finetuning import tokens
+from finetuning.classifiers import load_classifier
 from finetuning.data import Examples
 from finetuning.data import TextData
-from finetuning.scores import score
 from finetuning.settings import Method
 from finetuning.settings import Recipe
 from finetuning.tokens import Batches
 from finetuning.tokens import Tokens
-from finetuning.tokens import tokenize
 
 _HEAD_LEARNING_RATE = 5e-3
+_FEATURES_AT_ONCE = 2**28  # Numbers: one GiB.
 
 
 class Evaluation(NamedTuple):
@@ -65,6 +67,23 @@ class Figures(NamedTuple):
     observed: Any = None
 
 
+def load_task(data: TextData, preset: str, sequence_length: int) -> Any:
+    """A pretrained encoder with a new head that fits the data.
+
+    Args:
+        data: What it shall learn.
+        preset: See `classifiers.load_classifier`.
+        sequence_length: Tokens to which texts are cut or padded, or of a
+            window, see `spans.load_span_finder`.
+
+    Raises:
+        UserError: As these two do.
+    """
+    if data.has_spans:
+        return spans.load_span_finder(preset, sequence_length)
+    return load_classifier(preset, len(data.classes) or 1, sequence_length)
+
+
 class _Parts(NamedTuple):
     train: Tokens
     validation: Tokens
@@ -86,10 +105,10 @@ def finetune(
     log_dir: str | None = None,
     verbose: int = 1,
 ) -> Figures:
-    """Trains a new classifier, and leaves it as a plain KerasHub classifier.
+    """Trains a new model, and leaves it without a regularizer.
 
     Args:
-        task: What `classifiers.load_classifier` has returned.
+        task: What `load_task` has returned.
         data: What to learn.
         recipe: How.
         method: With which regularizer.
@@ -148,7 +167,7 @@ def finetune(
     after = evaluate()
     observed = observe and observe(task, batches.for_inference(parts.measured))
     task.preprocessor = preprocessor
-    sizes = {name: len(part.labels) for name, part in parts._asdict().items()}
+    sizes = {name: part.num_examples for name, part in parts._asdict().items()}
     num_steps = recipe.epochs * batches.count(parts.train)
     return Figures(before, after, epochs, num_steps, sizes, seconds, observed)
 
@@ -158,6 +177,7 @@ def _say_nothing(text):
 
 
 def _tokenize(preprocessor, data, recipe, seed):
+    tokenize = spans.tokenize if data.has_spans else tokens.tokenize
     train, validation, test = (
         tokenize(preprocessor, examples)
         for examples in (
@@ -166,6 +186,8 @@ def _tokenize(preprocessor, data, recipe, seed):
             first(data.test, recipe.test_limit),
         )
     )
+    if data.has_spans:
+        train = train.with_answers()
     measured = test.take(slice(recipe.measured_texts))
     return _Parts(
         train, validation.by_length(), test.by_length(), measured.by_length()
@@ -198,24 +220,39 @@ def train_head(
     """Trains all but the encoder, through IsoBN if that is attached.
 
     The encoder runs once, without dropout; its features then serve for as many
-    steps as the head needs, which with few examples are many passes. The
-    penalty has no part in it: it depends on the encoder alone.
+    steps as the head needs, which with few examples are many passes. Features
+    that are too many to be kept, as those of all tokens, come and go in blocks
+    of examples. The penalty has no part in it: it depends on the encoder alone.
     """
     features = _first_head_layer(task).input
+    own = [name for name in task.input if name not in task.backbone.input]
     encoder = keras.Model(task.inputs, features)
-    head = keras.Model(features, task.output)
-    found = encoder.predict(batches.for_inference(train), verbose=verbose)
-    steps = batches.count(train)
-    epochs = math.ceil(recipe.head_steps / steps)
-    _compile(head, _adam(_HEAD_LEARNING_RATE, epochs * steps), batches)
-    head.fit(
-        found,
-        train.labels[: len(found)],
-        batch_size=batches.size,
-        epochs=epochs,
-        verbose=verbose,
-        callbacks=[keras.callbacks.TerminateOnNaN(raise_error=True)],
+    head = keras.Model(
+        [features, *(task.input[name] for name in own)], task.output
     )
+    epochs = math.ceil(recipe.head_steps / batches.count(train))
+    steps = epochs * batches.count(train)
+    _compile(head, _adam(_HEAD_LEARNING_RATE, steps), batches)
+    for block in _blocks(train, features.shape, batches):
+        found = encoder.predict(batches.for_inference(block), verbose=verbose)
+        size = len(found)
+        head.fit(
+            [found, *(block.inputs[name][:size] for name in own)],
+            block.labels[:size],
+            batch_size=batches.size,
+            epochs=epochs,
+            verbose=verbose,
+            callbacks=[keras.callbacks.TerminateOnNaN(raise_error=True)],
+        )
+
+
+def _blocks(train, shape, batches):
+    """Whole batches of examples whose features are not too many."""
+    length = next(iter(train.inputs.values())).shape[1]
+    numbers = batches.size * math.prod(x or length for x in shape[1:])
+    size = max(_FEATURES_AT_ONCE // numbers, 1) * batches.size
+    for start in range(0, batches.count(train) * batches.size, size):
+        yield train.take(slice(start, start + size))
 
 
 def _first_head_layer(task):
@@ -295,9 +332,9 @@ def _adam(learning_rate, steps):
 class _Validation(keras.callbacks.Callback):
     """Logs the scores of the validation part after every epoch."""
 
-    def __init__(self, data, tokens, batches):
+    def __init__(self, data, part, batches):
         super().__init__()
-        self._arguments = data, tokens, batches
+        self._arguments = data, part, batches
 
     def on_epoch_end(self, epoch, logs=None):
         scores = predict_and_score(self.model, *self._arguments, verbose=0)
@@ -307,13 +344,13 @@ class _Validation(keras.callbacks.Callback):
 def predict_and_score(
     model: keras.Model,
     data: TextData,
-    tokens: Tokens,
+    part: Tokens,
     batches: Batches,
     verbose: int = 0,
 ) -> dict[str, float]:
     """Scores of a model on some examples, by name."""
-    outputs = model.predict(batches.for_inference(tokens), verbose=verbose)
-    return score(data.scores, outputs, tokens.labels[: len(outputs)])
+    outputs = model.predict(batches.for_inference(part), verbose=verbose)
+    return part.score(data.scores, outputs)
 
 
 def measure(

@@ -1,4 +1,4 @@
-"""Methods as layers of a classifier, and the callbacks that they need."""
+"""Methods as layers of a model, and the callbacks that they need."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,13 +37,13 @@ class FirstShrinkageCovariance(keras.callbacks.Callback):
 def attach(
     task: keras.Model, method: Method, layers: Sequence[int | str]
 ) -> keras.layers.Layer | None:
-    """Attaches the layer of a method to a classifier.
+    """Attaches the layer of a method to a model.
 
     If the method is not I-STAR, a layer of strength 0 is attached too, which
     logs isotropy and adds nothing.
 
     Args:
-        task: The classifier.
+        task: The model.
         method: The method.
         layers: What that layer of strength 0 sees.
 
@@ -110,10 +110,10 @@ def callbacks_for(
 
 
 def detach(task: keras.Model, layer: keras.layers.Layer | None) -> None:
-    """Leaves a plain KerasHub classifier that answers as before.
+    """Leaves a plain model that answers as before.
 
     Args:
-        task: The classifier, to which something is attached.
+        task: The model, to which something is attached.
         layer: What `attach` has returned for it.
     """
     is_scaled = isinstance(layer, keras_istar.IsotropicBatchNormalization)

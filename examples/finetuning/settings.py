@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+from finetuning.command_line import UserError
+from finetuning.data import find_task
+
 SKIP_PADDING = "skip"
 COUNT_PADDING = "count"
 REFRESH_EPOCH = "epoch"
@@ -70,6 +73,20 @@ class Method:
         return dataclasses.replace(method, refresh=None)
 
 
+def check_method(method: Method, task: str) -> None:
+    """Raises a `UserError` if a method has no place in the models of a task.
+
+    Args:
+        method: The method.
+        task: Name of the task, as `data.load` takes it.
+    """
+    if method.regularizer == "isobn" and find_task(task).has_spans:
+        raise UserError(
+            "isobn scales sentence embeddings, and answers to questions are "
+            f"found without any. Received: isobn with the task {task}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """Settings of training and measuring, the same for all methods.
@@ -82,9 +99,11 @@ class Recipe:
         epochs: Passes over the training examples, after those for the head.
         batch_size: Examples in a training batch.
         learning_rate: Peak of the optimizer's.
-        sequence_length: Tokens to which texts are cut.
+        sequence_length: Tokens to which texts are cut, or of a window, see
+            `spans`.
         max_points: Tokens of a pass for Σ_S, counted once in every state.
-        measured_texts: Number of test examples whose states are measured.
+        measured_texts: Number of test examples, or windows of them, whose
+            states are measured.
         head_steps: Least number of steps, in whole passes, that the head is
             trained for by itself; 0 leaves it random.
         optimizer: `"adam"` with a warm-up over the first tenth of the steps and

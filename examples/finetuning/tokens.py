@@ -1,33 +1,51 @@
 """Examples as arrays of tokens, and batches of them."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
+from typing import Self
 
 import numpy as np
 import tensorflow as tf
 
+from finetuning import scores
 from finetuning.data import Examples
 
 _INFERENCE_BATCH_SIZE = 64
 
 
-class Tokens(NamedTuple):
-    """Examples as the encoder takes them, and their labels.
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Examples as the model takes them, and their labels.
 
     Attributes:
         inputs: Arrays of shape `(examples, length)` by name.
-        labels: Of shape `(examples,)`.
+        labels: Of shape `(examples,)`, or `(examples, labels)`.
     """
 
     inputs: dict[str, np.ndarray]
     labels: np.ndarray
 
-    def take(self, index: Any) -> "Tokens":
+    @property
+    def num_examples(self) -> int:
+        """Number of examples of the task."""
+        return len(self.labels)
+
+    def score(
+        self, names: Sequence[str], outputs: np.ndarray
+    ) -> dict[str, float]:
+        """Scores of a model's outputs for the first of these, by name."""
+        return scores.score(names, outputs, self.labels[: len(outputs)])
+
+    def take(self, index: Any) -> Self:
         """The examples of a slice, or of an array of indices."""
         inputs = {name: array[index] for name, array in self.inputs.items()}
-        return Tokens(inputs, self.labels[index])
+        return dataclasses.replace(
+            self, inputs=inputs, labels=self.labels[index]
+        )
 
-    def by_length(self) -> "Tokens":
+    def by_length(self) -> Self:
         """The examples in the order of their lengths, which saves padding."""
         if "padding_mask" not in self.inputs:
             return self
@@ -61,15 +79,16 @@ class Batches(NamedTuple):
 
     def for_training(self, tokens: Tokens, seed: int) -> tf.data.Dataset:
         """Batches in an order of their own in every epoch, by the seed."""
-        data = tf.data.Dataset.from_tensor_slices(tuple(tokens))
+        data = _dataset(tokens)
         data = data.shuffle(len(tokens.labels), seed=seed)
         return self._cut(data.batch(self.size, drop_remainder=self.are_alike))
 
     def for_inference(self, tokens: Tokens) -> tf.data.Dataset:
         """Batches in the given order."""
         size = self.size if self.are_alike else _INFERENCE_BATCH_SIZE
-        data = tf.data.Dataset.from_tensor_slices(tuple(tokens))
-        return self._cut(data.batch(size, drop_remainder=self.are_alike))
+        data = _dataset(tokens).batch(size, drop_remainder=self.are_alike)
+        # Outputs for every token must have one length, to be put together.
+        return data if tokens.labels.ndim > 1 else self._cut(data)
 
     def count(self, tokens: Tokens) -> int:
         """Number of training batches."""
@@ -78,6 +97,10 @@ class Batches(NamedTuple):
 
     def _cut(self, data):
         return data if self.are_alike else data.map(_cut_padding)
+
+
+def _dataset(tokens):
+    return tf.data.Dataset.from_tensor_slices((tokens.inputs, tokens.labels))
 
 
 def _cut_padding(inputs, labels):

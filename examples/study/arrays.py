@@ -33,6 +33,12 @@ _CONFIG = (
     "num_segments",
     "vocabulary_size",
 )
+# What `data.load` calls them. Arrays hold one label for each example.
+_TASKS = {
+    name.removeprefix("glue/"): name
+    for name, task in data.TASKS.items()
+    if not task.has_spans
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Options:
     output: str = option("arrays", "folder to write", required=True)
     tasks: tuple[str, ...] = option(
         "arrays",
-        f"tasks of {', '.join(data.TASKS)} (default: %(default)s)",
+        f"tasks of {', '.join(_TASKS)} (default: %(default)s)",
         ("rte", "mrpc", "stsb", "cola", "sst2"),
         nargs="+",
     )
@@ -99,21 +105,17 @@ class Arrays(NamedTuple):
 
 def write(options: Options) -> None:
     """Writes `encoder.npz`, `encoder.json` and a file for each task."""
+    unknown = [name for name in options.tasks if name not in _TASKS]
+    if unknown:
+        raise UserError(
+            f"`--tasks` must be of {', '.join(_TASKS)}, whose examples have "
+            f"one label each. Received: {' '.join(unknown)}"
+        )
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
-    names = {
-        name: f"glue/{name}" if data.TASKS[name].columns else name
-        for name in options.tasks
-        if name in data.TASKS
-    }
-    if len(names) < len(options.tasks):
-        raise UserError(
-            f"`--tasks` must be of {', '.join(data.TASKS)}. Received: "
-            f"{' '.join(options.tasks)}"
-        )
     loaded = {
-        name: data.load(source, options.data_dir)
-        for name, source in names.items()
+        name: data.load(_TASKS[name], options.data_dir)
+        for name in options.tasks
     }
     from finetuning.classifiers import load_classifier
     from finetuning.tokens import tokenize
@@ -122,7 +124,7 @@ def write(options: Options) -> None:
     arrays = {}
     for name, task_data in loaded.items():
         classifier = load_classifier(
-            options.preset, 2, data.TASKS[name].sequence_length
+            options.preset, 2, data.find_task(_TASKS[name]).sequence_length
         )
         parts = {
             "train": _join(task_data.train, task_data.validation),
@@ -194,8 +196,13 @@ def load(folder: str, task: str) -> Arrays:
         task: Name of the task.
 
     Raises:
-        UserError: If the folder lacks it.
+        UserError: If the folder lacks it, or it can have none.
     """
+    if task in data.TASKS and task not in _TASKS.values():
+        raise UserError(
+            f"{task} can have no arrays, which hold one label for each "
+            f"example. Tasks are {', '.join(_TASKS)}"
+        )
     path = Path(folder)
     try:
         config = json.loads((path / "encoder.json").read_text())

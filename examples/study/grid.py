@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from finetuning import command_line
@@ -21,6 +22,7 @@ from finetuning.settings import REFRESH_NEVER
 from finetuning.settings import SKIP_PADDING
 from finetuning.settings import Method
 from finetuning.settings import Recipe
+from finetuning.settings import check_method
 
 _RANKS = {name: i for i, name in enumerate(DEFAULTS)}
 # They came later: lines that lack them have their defaults, and keep their id.
@@ -84,6 +86,9 @@ def make_grid(
         seeds: The seeds.
         methods: The methods.
         sequence_length: Tokens to which texts are cut, by the task if None.
+
+    Raises:
+        UserError: If a method has no place in the models of a task.
     """
     runs = {
         Run(
@@ -98,6 +103,8 @@ def make_grid(
         )
         for task, seed, method in itertools.product(tasks, seeds, methods)
     }
+    for run in runs:
+        check_method(run.method, data_name(run.task))
     return sorted(runs, key=sort_key)
 
 
@@ -117,20 +124,18 @@ def order(method: Method) -> tuple:
 
 
 def parse_task(name: str) -> str:
-    """Name of a task in the results: that of GLUE's without the `glue/`.
+    """Name of a task in the results: `sst2` for `glue/sst2`, or a path.
 
     Raises:
-        UserError: If there is no such task or file.
+        UserError: If there is no such task, file or folder.
     """
-    name = name.removeprefix("glue/") if name[5:] in TASKS else name
     find_task(data_name(name))
-    return name
+    return name.removeprefix("glue/") if name in TASKS else str(Path(name))
 
 
 def data_name(task: str) -> str:
     """The name under which `data.load` knows a task."""
-    is_glue = task in TASKS and TASKS[task].columns
-    return f"glue/{task}" if is_glue else task
+    return f"glue/{task}" if f"glue/{task}" in TASKS else task
 
 
 def check_refresh(run: Run, num_examples: int) -> None:

@@ -7,7 +7,8 @@ from finetuning.command_line import option
 from finetuning.command_line import positive_int
 from finetuning.command_line import positive_real
 from finetuning.command_line import seed
-from finetuning.data import GLUE
+from finetuning.data import TFDS_TASKS
+from finetuning.options import SEQUENCE_LENGTH
 from finetuning.settings import RECIPES
 from finetuning.settings import Method
 
@@ -58,9 +59,9 @@ class Options:
     )
     tasks: tuple[str, ...] = option(
         _GRID,
-        f"film-reviews (the default, from PyPI); {', '.join(GLUE)}, tested on "
-        "the validation split (of mnli on validation_matched); or files as "
-        "finetune.py takes",
+        f"film-reviews (the default, from PyPI); {', '.join(TFDS_TASKS)}, "
+        "tested on the validation split (of mnli on validation_matched); or "
+        "files and folders as finetune.py takes, SST-5 among them",
         ("film-reviews",),
         nargs="+",
     )
@@ -95,7 +96,8 @@ class Options:
         "minilm",
     )
     data_dir: str | None = option(
-        _DATA, "folder of tensorflow-datasets, for GLUE (default: its own)"
+        _DATA,
+        "folder of tensorflow-datasets, for GLUE and SQuAD (default: its own)",
     )
     limit: int = option(
         _DATA,
@@ -113,15 +115,12 @@ class Options:
     )
     test_limit: int = option(
         _DATA,
-        "examples for the final figures, 0 for all of GLUE's validation split "
-        "(default: %(default)s)",
+        "examples for the final figures, 0 for all (default: %(default)s)",
         0,
         type=non_negative_int,
     )
     sequence_length: int | None = option(
-        _DATA,
-        "tokens to which texts are cut (default: 32 to 96, by the task)",
-        type=positive_int,
+        _DATA, SEQUENCE_LENGTH, type=positive_int
     )
     measured_texts: int = option(
         _DATA,

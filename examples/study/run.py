@@ -11,9 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from finetuning.classifiers import load_classifier
 from finetuning.data import TextData
 from finetuning.recipe import finetune
+from finetuning.recipe import load_task
 from finetuning.recipe import measure
 
 from study.grid import Run
@@ -41,9 +41,7 @@ def execute(run: Run, data: TextData) -> dict[str, Any]:
     keras.backend.clear_session()
     keras.utils.set_random_seed(run.seed)
     recipe = run.recipe
-    task = load_classifier(
-        recipe.preset, len(data.classes) or 1, recipe.sequence_length
-    )
+    task = load_task(data, recipe.preset, recipe.sequence_length)
     figures = finetune(
         task,
         data,

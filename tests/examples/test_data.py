@@ -2,12 +2,16 @@
 
 import contextlib
 import hashlib
+import json
 import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
 from finetuning import data
 from finetuning.command_line import UserError
+
+SST5 = Path(__file__).parents[3] / "shared" / "sst5"
 
 
 def place(key):
@@ -54,7 +58,7 @@ def test_glue_holds_out_train_and_tests_on_validation(monkeypatch):
             for size in (200, 20)
         ]
 
-    monkeypatch.setattr(data, "read_glue", read)
+    monkeypatch.setattr(data, "read_tfds", read)
     task = data.load("glue/qnli", limit=15)
     order = sorted(range(200), key=place)
     held_out = [i for i in order if place(i) < 0.1]
@@ -72,7 +76,7 @@ def test_glue_holds_out_train_and_tests_on_validation(monkeypatch):
 def test_a_task_of_numbers_has_no_classes(monkeypatch):
     labels = np.arange(50, dtype="float32") / 10
     split = glue_columns(("sentence1", "sentence2"), labels)
-    monkeypatch.setattr(data, "read_glue", lambda *_: ((), [split, split]))
+    monkeypatch.setattr(data, "read_tfds", lambda *_: ((), [split, split]))
     task = data.load("glue/stsb")
     assert task.classes == () and task.scores == ("pearson", "spearman")
     assert sorted(task.test.labels) == pytest.approx(labels.tolist())
@@ -123,6 +127,125 @@ def test_broken_file(content, message, tmp_path):
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         data.load(str(path))
+
+
+def write_parts(folder, **parts):
+    for name, lines in parts.items():
+        name = name.replace("_", ".")
+        (folder / name).write_text("\n".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("validation", ["dev_txt", "validation_tsv"])
+def test_folder_has_the_parts_of_its_files(validation, tmp_path):
+    sizes = {"train_tsv": 30, validation: 7, "test_txt": 9}
+    # With a space in place of the tab in .txt, as in SST-5.
+    files = {
+        name: [
+            f"{i % 3}{' ' if name.endswith('txt') else chr(9)}a {name} {i}"
+            for i in range(size)
+        ]
+        for name, size in sizes.items()
+    }
+    write_parts(tmp_path, labels_txt=["no part"], **files)
+    task = data.load(str(tmp_path), limit=8)
+    assert task.classes == ("0", "1", "2") and task.scores == ("accuracy",)
+    parts = (task.train, task.validation, task.test)
+    for part, (name, size) in zip(parts, sizes.items(), strict=True):
+        keys = sorted((f"a {name} {i}" for i in range(size)), key=place)[:8]
+        assert part.texts == keys
+        assert part.labels == [int(key.split()[-1]) % 3 for key in keys]
+
+
+def test_folder_of_pairs(tmp_path):
+    lines = ["y\tone\ttwo", "n\tthree\tfour"]
+    write_parts(tmp_path, train_tsv=lines, dev_tsv=lines, test_tsv=lines[:1])
+    task = data.load(str(tmp_path))
+    assert task.test == ((["one"], ["two"]), [1])
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"test_txt": None}, r"test\.txt, test\.tsv\. Received: none of them"),
+        (
+            {"dev_tsv": ["0 a"]},
+            r"of validation\.txt, validation\.tsv, dev\.txt, dev\.tsv\. "
+            r"Received: validation\.txt and dev\.tsv",
+        ),
+        ({"test_txt": ["0 a", "2 b"]}, r"Received: \['2'\], where .*'0', '1'"),
+        ({"test_txt": []}, r"2 classes, \[2, 2, 0\] examples"),
+        ({"train_txt": ["0 a", "1"]}, r"lines of \[1, 2\] fields"),
+        ({"test_txt": ["0\ta\tb"]}, r"lines of \[2, 3\] fields"),
+    ],
+)
+def test_broken_folder(parts, message, tmp_path):
+    right = dict.fromkeys(("train_txt", "validation_txt", "test_txt"))
+    right = {name: ["0 a", "1 b"] for name in right} | parts
+    files = {k: lines for k, lines in right.items() if lines is not None}
+    write_parts(tmp_path, **files)
+    with pytest.raises(UserError, match=message):
+        data.load(str(tmp_path))
+
+
+@pytest.mark.skipif(not SST5.is_dir(), reason="no files of SST-5")
+def test_sst5_has_its_official_parts():
+    task = data.load(str(SST5))
+    assert task.classes == ("0", "1", "2", "3", "4")
+    parts = (task.train, task.validation, task.test)
+    assert [len(part.labels) for part in parts] == [8544, 1101, 2210]
+    lines = (SST5 / "test.txt").read_text(encoding="utf-8").splitlines()
+    found = zip(task.test.labels, task.test.texts, strict=True)
+    assert sorted(f"{label} {text}" for label, text in found) == sorted(lines)
+
+
+def make_squad(context, **answers):
+    """A file of SQuAD with a question for each key."""
+    questions = [
+        {
+            "id": key,
+            "question": f"Which {key}?",
+            "answers": [
+                {"text": x, "answer_start": context.index(x)} for x in texts
+            ],
+        }
+        for key, texts in answers.items()
+    ]
+    paragraphs = [{"context": context, "qas": questions}]
+    return {"data": [{"title": "Any", "paragraphs": paragraphs}]}
+
+
+def test_squad_as_tfds_gives_it(monkeypatch, tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    context = "Zoë paid “20 €” in the café, not in Łódź."
+    answers = {f"q{i}": [context.split()[i % 6]] for i in range(30)}
+    files = {
+        "train": make_squad(context, **answers),
+        "dev": make_squad(context, one=["Zoë"], two=["20 €", "“20 €”", "20"]),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.setattr(
+        tfds.download.DownloadManager,
+        "download_and_extract",
+        lambda self, urls: {name: tmp_path / name for name in urls},
+    )
+    monkeypatch.setattr(data, "_check_connection", lambda url: None)
+    task = data.load("squad", data_dir=str(tmp_path))
+    assert task.classes == () and task.has_spans
+    assert task.test.texts == (
+        [f"Which {key}?" for key in sorted(("one", "two"), key=place)],
+        [context] * 2,
+    )
+    right = {"one": ["Zoë"], "two": ["20 €", "“20 €”", "20"]}
+    for question, found in zip(
+        task.test.texts[0], task.test.labels, strict=True
+    ):
+        assert [x.text for x in found] == right[question[6:-1]]
+        for start, text in found:
+            assert context[start : start + len(text)] == text
+    held_out = {f"Which {key}?" for key in answers if place(key) < 0.1}
+    assert held_out == set(task.validation.texts[0])
+    assert len(task.train.labels) == 30 - len(held_out)
 
 
 @pytest.mark.parametrize("has_folder", [True, False])

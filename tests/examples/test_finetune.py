@@ -161,9 +161,12 @@ def test_sentence_pairs_of_glue(run, task, scores):
         (["--seed", str(2**32)], r"--seed: must be a whole number from 0 to"),
         (["--learning-rate", "0"], "--learning-rate: must be a finite number"),
         (["--unknown"], "unrecognized arguments: --unknown"),
-        (["--task", "missing.tsv"], "no such task or file: 'missing.tsv'"),
+        (
+            ["--task", "missing.tsv"],
+            "no such task, file or folder: 'missing.tsv'. Tasks are film-",
+        ),
         (["--task", "glue/ax"], "'glue/ax'. Tasks are film-reviews, glue/"),
-        (["--task", "cola"], "no such task or file: 'cola'"),
+        (["--task", "cola"], "or folder: 'cola'"),
         (["--output", f"{__file__}/x"], "cannot write to"),
         (["--preset", "./missing"], r"cannot load the preset '\./missing'"),
         (["--layers", "7"], "`layers` must hold indices from -2 to 1"),
@@ -172,6 +175,10 @@ def test_sentence_pairs_of_glue(run, task, scores):
             "`layers` must hold indices from -2 to 1",
         ),
         (["--sequence-length", "33"], "longer than the 32 positions"),
+        (
+            ["--task", "squad", "--regularizer", "isobn"],
+            "isobn scales sentence embeddings, .* task squad",
+        ),
         *(
             (
                 ["--regularizer", regularizer, option, "0.5"],

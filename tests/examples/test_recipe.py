@@ -52,6 +52,12 @@ def test_batches_are_cut_to_their_longest_example(rng):
     assert [x["token_ids"].shape for x, _ in alike] == [(8, 10)] * 2
     assert (Batches(8).count(tokens), Batches(8, True).count(tokens)) == (3, 2)
     assert tokens.by_length().labels.tolist() == sorted(lengths)
+    # Outputs for every token are put together, so that none are cut.
+    pairs = Tokens(tokens.inputs, np.stack([lengths, lengths], axis=-1)).take(
+        lengths < 8
+    )
+    (whole,) = Batches(8).for_inference(pairs)
+    assert whole[0]["token_ids"].shape[1] == 10
 
 
 @pytest.mark.parametrize("regularizer", ["isobn", "none"])

@@ -90,6 +90,18 @@ def test_grid_is_the_product_each_run_once_in_order():
     assert runs[-1].recipe.sequence_length == 48
 
 
+def test_tasks_are_named_as_in_the_results(tmp_path):
+    folder = tmp_path / "sst5"
+    folder.mkdir()
+    names = ["glue/sst2", "rte", "squad", f"{folder}/"]
+    tasks = [grid.parse_task(name) for name in names]
+    assert tasks == ["sst2", "rte", "squad", str(folder)]
+    read = [grid.data_name(task) for task in tasks]
+    assert read == ["glue/sst2", "glue/rte", "squad", str(folder)]
+    (run,) = make_runs(tasks=("squad",), regularizers=("none",), seeds=1)
+    assert run.recipe.sequence_length == 384
+
+
 def test_ids_tell_every_option_and_survive_a_file():
     targets = ("0.3", "0.3x", "0.1..0.3", "0.1..0.3x", "0.3,per_layer")
     methods = (*METHODS, *(f"istar:target={text}" for text in targets))
@@ -191,7 +203,11 @@ def test_a_refresh_that_would_never_come_is_refused(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--tasks", "sst5"], "no such task or file: 'sst5'. Tasks are film-"),
+        (
+            ["--tasks", "sst5"],
+            "no such task, file or folder: 'sst5'. Tasks are film-",
+        ),
+        (["--tasks", "squad"], "Received: isobn with the task squad"),
         (["--data-dir", "./missing"], "no such data folder: ./missing. Leave"),
         (["--output", f"{__file__}/x"], "cannot use the result folder"),
         (["--regularizers", "dropout"], "must be one of none, istar"),
