@@ -365,3 +365,23 @@ def test_arrays_are_for_labels(tmp_path, capsys):
     assert not output.exists()
     with pytest.raises(UserError, match="squad can have no arrays"):
         arrays.load(str(tmp_path), "squad")
+
+
+def test_study_observes_questions(preset, toy_squad):
+    from finetuning import recipe
+    from finetuning import spans
+    from finetuning.tokens import Batches
+    from study.run import observe
+
+    task = recipe.load_task(toy_squad, preset, 16)
+    windows = spans.tokenize(task.preprocessor, toy_squad.test)
+    task.preprocessor = None
+    found = observe(task, Batches(16).for_inference(windows))
+    inputs = {name: windows.inputs[name] for name in task.backbone.input}
+    states = task.backbone.predict(inputs, verbose=0).astype("float64")
+    tokens = states[windows.inputs["padding_mask"] > 0]
+    np.testing.assert_allclose(
+        found["mean_activation"], tokens.mean(axis=0), atol=1e-4
+    )
+    counts = [x["tokens"] for x in found["first_tokens"].values()]
+    assert counts == [len(states), len(states), 2 * len(states)]
