@@ -87,7 +87,9 @@ def observe(task: Any, measured: Any) -> dict[str, Any]:
     encoder = keras.Model(task.backbone.input, states)
     total, count = 0.0, 0.0
     for inputs, _ in measured:
-        tokens = keras.ops.convert_to_numpy(encoder(inputs, training=False))
+        # Of a span finder, they are more than the encoder takes.
+        own = {name: inputs[name] for name in task.backbone.input}
+        tokens = keras.ops.convert_to_numpy(encoder(own, training=False))
         mask = inputs.get("padding_mask", np.ones(tokens.shape[:2]))
         mask = np.asarray(mask, "float64")
         total = total + np.einsum("bld,bl->d", tokens, mask)
