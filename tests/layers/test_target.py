@@ -209,28 +209,45 @@ def test_first_steps_say_where_a_relative_target_starts(rng):
             layer.numbers_in_force()["target"]
         )
     )
-    # The later a batch, the more isotropic.
+    # More isotropic for 6 steps, less for 7, and more up to the end.
+    powers = [
+        *np.linspace(2, 0.5, 6),
+        *np.linspace(1, 3, 7),
+        *np.linspace(1, -0.1, 12),
+    ]
+    widths = [np.arange(1, 6) ** power for power in powers]
     batches = [
-        (rng.normal(size=SHAPE) * np.arange(1, 6) ** (2 - i / 12), np.zeros(4))
-        for i in range(25)
+        (rng.normal(size=SHAPE) * x / np.linalg.norm(x), np.zeros(SHAPE[0]))
+        for x in widths
     ]
     model.compile(keras.optimizers.Adam(0.0), "mse")
     logs = model.fit(
         (batch for batch in batches),
         steps_per_epoch=1,
-        epochs=25,
+        epochs=len(powers),
         verbose=0,
         callbacks=[see],
     ).history
     scores = np.array(logs["isoscore"])
     starts = np.maximum.accumulate(scores)
     starts[20:] = starts[19]
-    assert 0 < starts[0] < starts[19] < np.max(scores[20:])
+    assert 0 < scores[12] < starts[12] < starts[18] < starts[19] < scores[20]
     np.testing.assert_allclose(held_at, starts / 2, rtol=1e-4)
     np.testing.assert_allclose(logs["istar_target"], starts / 2, rtol=1e-4)
     np.testing.assert_allclose(
         logs["istar_penalty"], 4.0 * (scores - starts / 2) ** 2, rtol=1e-4
     )
+
+
+@needs_eager_state
+def test_without_a_start_nothing_is_held(rng):
+    """If the first steps have no token, there is no isotropy to relate to."""
+    states = _states(rng)
+    layer = _layer(target=0.5, relative=True)
+    for _ in range(20):
+        layer(states, mask=[np.zeros(SHAPE[:2])] * 2, training=True)
+    assert _penalty(layer, states) == 0.0
+    assert layer.numbers_in_force()["target"] == 0.0
 
 
 @pytest.mark.parametrize("per_layer", [False, True])

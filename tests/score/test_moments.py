@@ -51,6 +51,19 @@ def test_order_and_split_do_not_matter(rng, offset, sizes, one_by_one):
     assert _relative_error(moments.covariance(total), expected) < 1e-5
 
 
+def test_union_without_means_is_that_of_centered_states(rng):
+    states = [_cloud(rng, 30, 5, 3.0), _cloud(rng, 70, 5, -3.0)]
+    mask = np.arange(70) < 50
+    seen = moments.union_moments(states, [None, mask], centered=True)
+    parts = [states[0], states[1][:50]]
+    centered = np.concatenate(
+        [x - x.mean(axis=0, dtype="float64") for x in parts]
+    )
+    assert float(seen.count) == 80
+    assert _relative_error(seen.scatter, centered.T @ centered) < 1e-5
+    np.testing.assert_array_equal(seen.center + seen.offset, np.zeros(5))
+
+
 def test_groups_far_apart_combine(rng):
     groups = [_cloud(rng, 20, 4, offset) for offset in (0.0, 50.0, 1e3)]
     total = moments.combine([moments.token_moments(g) for g in groups])
