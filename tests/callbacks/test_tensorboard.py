@@ -194,9 +194,8 @@ def test_image_is_the_figure_of_the_report(data, folder):
     )
     report = dataclasses.replace(report, rows=rows)
     buffer = io.BytesIO()
-    figure = report.plot()
-    figure.set_size_inches(10.2, 2.2)
-    figure.savefig(buffer, format="png", dpi=100)
+    figure = plots.report_figure(report.rows, for_card=True)
+    figure.savefig(buffer, format="png")
     buffer.seek(0)
     expected = image.imread(buffer)[..., :3]
     assert np.mean(np.any(shown != expected, axis=-1)) < 0.01

@@ -41,7 +41,14 @@ _STYLE: dict[Any, Any] = {
 }
 
 _DASHED = (0, (4, 2))
-_LEGEND = {"frameon": False, "handlelength": 1.8, "columnspacing": 1.0}
+_LEGEND: dict[str, Any] = {
+    "frameon": False,
+    "handlelength": 1.8,
+    "columnspacing": 1.0,
+}
+# Of six lines, in one row or in two.
+_LOW = {**_LEGEND, "ncols": 6, "handlelength": 1.2, "columnspacing": 0.7}
+_HIGH = {**_LEGEND, "ncols": 3}
 
 _LOWEST_RATIO = 1e-3  # Of a variance to the average, that is drawn.
 
@@ -49,12 +56,13 @@ _SCORES = {"isoscore": "IsoScore", "isoscore_star": "IsoScore*"}
 
 
 def report_figure(
-    rows: Sequence["LayerIsotropy"],
+    rows: Sequence["LayerIsotropy"], for_card: bool = False
 ) -> "matplotlib.figure.Figure":
     """Three panels: isotropy, spectrum and outlier dimensions, by layer.
 
     Args:
         rows: One for each state, then one for their union.
+        for_card: Whether the figure is wide and low, for TensorBoard.
     """
     try:
         import matplotlib
@@ -65,21 +73,23 @@ def report_figure(
             "`pip install keras-istar[report]`."
         ) from e
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=_INCHES, dpi=200, layout="constrained")
+        figure = Figure(
+            figsize=_CARD_INCHES if for_card else _INCHES,
+            dpi=_CARD_DPI if for_card else 200,
+            layout="constrained",
+        )
         scores, spectra, outliers = figure.subplots(1, 3)
         _draw_scores(scores, rows)
         _draw_spectra(spectra, rows)
-        _draw_outliers(outliers, rows)
+        _draw_outliers(outliers, rows, legend=_LOW if for_card else _HIGH)
     return figure
 
 
 def report_image(rows: Sequence["LayerIsotropy"]) -> np.ndarray:
     """The same for a card: red, green and blue bytes, `(220, 1020, 3)`."""
-    figure = report_figure(rows)
+    figure = report_figure(rows, for_card=True)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    figure.set_dpi(_CARD_DPI)
-    figure.set_size_inches(_CARD_INCHES)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba())[..., :3]
@@ -123,7 +133,7 @@ def _draw_spectra(axes, rows):
     axes.legend(**_LEGEND)
 
 
-def _draw_outliers(axes, rows):
+def _draw_outliers(axes, rows, legend):
     *layers, _ = rows
     places = np.arange(len(layers))
     ratios = np.array([_variance_ratios(row) for row in layers])
@@ -155,7 +165,7 @@ def _draw_outliers(axes, rows):
         title = "dimension"
         if len(outliers) > len(_COLORS):
             title = f"the widest {len(_COLORS)} of {len(outliers)} dimensions"
-        axes.legend(loc="upper center", ncols=3, title=title, **_LEGEND)
+        axes.legend(loc="upper center", title=title, **legend)
     _name_layers(axes, layers)
 
 
