@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 
 import keras_istar
+from keras_istar._src.validation import see_guide
 
 ISTAR = keras_istar.IStarRegularization
 COSINE = keras_istar.CosineRegularization
@@ -685,7 +686,7 @@ SAMPLES = [
         lambda: measure(data=DATA, layers="nowhere"),
         "`layers` must choose hidden states of the model, which has no layer "
         "named ['nowhere']. Names there are: ['encoder', 'wide', 'head']. "
-        "Received: layers='nowhere'",
+        f"{see_guide('which-layers')}. Received: layers='nowhere'",
     ),
 ]
 
