@@ -80,6 +80,7 @@ def test_gpu_without_tensorflow(run):
     assert memory.reference > 3 * 180 * 32 * 4 / 1e6
 
 
+@pytest.mark.slow
 def test_variants_and_one_backend(run):
     pytest.importorskip("jax")
     _, sections = run(

@@ -228,7 +228,7 @@ SHOWS = [
     subclassed_model,
     own_regularizer,
     pytest.param(tensorboard_logs, marks=pytest.mark.slow),
-    mirrored_strategy,
+    pytest.param(mirrored_strategy, marks=pytest.mark.slow),
     jax_data_parallel,
     pytest.param(torch_ddp, marks=needs_torch),
     pytest.param(multi_worker, marks=pytest.mark.slow),
