@@ -92,6 +92,14 @@ def test_a_refused_attach_keeps_the_regularizer_new():
     keras_istar.attach_regularizer(model, cosine, "part_1")
 
 
+def test_a_failure_leaves_no_names_in_the_regularizer():
+    model = _models()["composite"]
+    layer = keras_istar.IStarRegularization(target=[0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match="one item for each of the 1"):
+        keras_istar.attach_regularizer(model, layer, "part_1")
+    assert layer.attachment is None and layer.state_names is None
+
+
 def test_an_embedding_that_cannot_be_normalized(monkeypatch):
     inputs = keras.Input((6, 5))
     x = keras.layers.GlobalAveragePooling1D(name="pooled")(inputs)

@@ -100,3 +100,18 @@ def test_backup_of_a_training_that_has_ended(train, tmp_path):
     assert kept == {"notes.txt", f"epoch_{EPOCHS}"}
     train(AtomicBackup(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_tenth_epoch_is_newer_than_the_ninth(tmp_path, rng):
+    """If a kill left both, training goes on from the tenth."""
+    x, y = rng.normal(size=(16, 3)), rng.normal(size=(16, 1))
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    backup = AtomicBackup(tmp_path, delete_checkpoint=False)
+    model.fit(x, y, epochs=9, verbose=0, callbacks=[backup])
+    shutil.copytree(tmp_path / "epoch_9", tmp_path / "kept")
+    model.fit(x, y, epochs=10, verbose=0, callbacks=[backup])
+    os.rename(tmp_path / "kept", tmp_path / "epoch_9")
+    assert model.fit(x, y, epochs=11, verbose=0, callbacks=[backup]).epoch == [
+        10
+    ]
