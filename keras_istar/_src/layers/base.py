@@ -418,8 +418,8 @@ class HiddenStateRegularization(keras.layers.Layer):
         )
         lines = [f"{type(self).__name__} {self.name!r}: {settings}"]
         if self.attachment is not None:
-            is_attached = keras_graph.is_in_use(self)
-            lines += [self.attachment.describe()] if is_attached else []
+            if keras_graph.is_in_use(self):
+                lines.append(self.attachment.describe())
         elif self.state_names is not None:
             names = ", ".join(self.state_names)
             lines.append(f"called by hand on {names}, dim={self.dim}")

@@ -325,8 +325,9 @@ def describe(
     Raises:
         ValueError: If the covariance of the tokens is not finite.
     """
-    mean, _ = mean_and_covariance(tokens.moments)
-    inputs = _measure_inputs(layer, tokens, shrinkage, shrinkage_covariance)
+    mean, inputs = _mean_and_inputs(
+        layer, tokens, shrinkage, shrinkage_covariance
+    )
     variances = np.diag(inputs.covariance)
     return LayerIsotropy(
         layer=layer,
@@ -343,12 +344,12 @@ def measure_values(
     layer: str, names: Sequence[str], tokens: TokenStatistics, shrinkage: float
 ) -> dict[str, float]:
     """The numbers that `describe` finds, without the rest of the row."""
-    inputs = _measure_inputs(layer, tokens, shrinkage, None)
+    _, inputs = _mean_and_inputs(layer, tokens, shrinkage, None)
     return measures.compute(names, inputs)
 
 
-def _measure_inputs(layer, tokens, shrinkage, shrinkage_covariance):
-    _, covariance = mean_and_covariance(tokens.moments)
+def _mean_and_inputs(layer, tokens, shrinkage, shrinkage_covariance):
+    mean, covariance = mean_and_covariance(tokens.moments)
     if not np.all(np.isfinite(covariance)):
         raise ValueError(
             "The hidden states of `model` must be small enough to be squared "
@@ -369,7 +370,7 @@ def _measure_inputs(layer, tokens, shrinkage, shrinkage_covariance):
         )
     if tokens.sample is not None:
         inputs = replace(inputs, sample=as_float64(tokens.sample))
-    return inputs
+    return mean, inputs
 
 
 def share_between(within: float, total: float) -> float:
