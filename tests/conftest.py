@@ -14,10 +14,6 @@ from vocabulary import VOCABULARY
 
 BACKEND = keras.backend.backend()
 
-# Whatever a test starts has the backend of the tests, even if a script that
-# another test has imported prefers its own.
-os.environ["KERAS_BACKEND"] = BACKEND
-
 
 # The same examples every time, but with `--hypothesis-profile random`; few of
 # them with `--hypothesis-profile quick`.

@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from finetuning import command_line  # noqa: E402
@@ -1012,4 +1011,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # Keras, which reads it, is imported later.
+    os.environ.setdefault("KERAS_BACKEND", "jax")
     main()
