@@ -1,0 +1,135 @@
+"""Pre-training of small BERTs: what is held out, the figures, the lines."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+from finetuning import data
+
+pytest.importorskip("keras_hub")
+pytest.importorskip("tensorflow_text")
+pretraining = pytest.importorskip("pretraining")
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="the example masks words and feeds through TensorFlow",
+)
+WORDS = "red blue green small big old new cat dog bird sees likes".split()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A task of sentences that names its test part."""
+    rng = np.random.default_rng(0)
+    for part, number in {"train": 70, "dev": 8, "test": 9}.items():
+        lines = [
+            f"{i % 2}\t{' '.join(rng.choice(WORDS, 12))}" for i in range(number)
+        ]
+        path = tmp_path / f"{part}.tsv"
+        path.write_text("\n".join(lines), encoding="utf-8")
+    return tmp_path
+
+
+def run(folder, capsys, *options):
+    output = folder / "lines.jsonl"
+    pretraining.main(
+        ["--output", str(output), "--tasks", str(folder)]
+        + ["--vocabulary-size", "60", "--steps", "2", "--seeds", "1"]
+        + ["--methods", *options]
+    )
+    lines = output.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines], capsys.readouterr().out
+
+
+def test_runs_are_recorded_once_and_shown(folder, capsys, monkeypatch):
+    monkeypatch.setattr(pretraining, "NUM_LAYERS", 1)
+    lines, shown = run(folder, capsys, "not pre-trained", "target=0.3")
+    other, trained = lines
+    assert set(other) == {"method", "seed", "steps", "accuracy"}
+    assert 0.0 <= other["accuracy"] <= 1.0
+    # After two steps, which words are masked is still a guess.
+    task = data.load(str(folder))
+    size = pretraining.Sentences.of([task], 60).tokenizer.vocabulary_size()
+    assert trained["perplexity"] == pytest.approx(size, rel=0.3)
+    capsys.readouterr()
+    # One layer, so the union is that one; the last is in no other row.
+    assert trained["isoscore_union"] == pytest.approx(
+        trained["isoscore_last"], rel=1e-5
+    )
+    assert 0.0 < trained["isoscore_union"] < 1.0
+    assert f"{trained['perplexity']:.3f}" in shown
+
+    def fail(*arguments):
+        raise AssertionError("a run was repeated")
+
+    monkeypatch.setattr(pretraining, "learn", fail)
+    again, table = run(folder, capsys, "target=0.3", "not pre-trained")
+    assert again == lines
+    assert shown.endswith(table)
+    assert "nan" not in table
+
+
+def test_no_text_to_learn_from_is_part_of_one_held_out(folder, tmp_path):
+    (folder / "test.tsv").write_text("0\tThe red cat, it sees!\n1\tno dog")
+    train = ["red cat", "The RED cat (it sees)", "cat it sees a", "dog no"]
+    lines = [f"{i % 2}\t{text}" for i, text in enumerate(train)]
+    (folder / "train.tsv").write_text("\n".join(lines * 9))
+    task = data.load(str(folder))
+    one, two = (pretraining.Sentences.of([task, task], 60) for _ in range(2))
+    assert set(one.train) == set(train[2:])
+    inputs, labels, weights = one.held_out
+    assert len(labels) == 2 * len(task.test.texts)
+    # Masks are at random, and the same for all runs.
+    for mine, other in zip(
+        keras.tree.flatten(one.held_out),
+        keras.tree.flatten(two.held_out),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(mine, other)
+    masked = np.take_along_axis(
+        inputs["token_ids"], inputs["mask_positions"], axis=1
+    )
+    changed = masked[weights > 0] != labels[weights > 0]
+    assert changed.any()
+
+
+def test_table_has_means_over_seeds():
+    scores = {"none": (0.5, 0.7), "target=0.3": (0.25, 0.25)}
+    lines = [
+        {"method": name, "seed": seed, "steps": 1, "accuracy": values[seed]}
+        for name, values in scores.items()
+        for seed in range(2)
+    ]
+    rows = pretraining.table(lines).splitlines()[2:]
+    assert [" ".join(row.split()) for row in rows] == [
+        "none 0.600 ± 0.141 2",  # The difference over the square root of 2.
+        "target=0.3 0.250 ± 0.000 2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--output", "missing/lines.jsonl"], "cannot write to missing"),
+        (["--output", "lines.jsonl", "--tasks", "nothing"], "no such task"),
+    ],
+)
+def test_what_users_can_mend_is_one_line(
+    options, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        pretraining.main(options)
+    assert error.value.code == 2
+    shown = capsys.readouterr().err
+    assert message in shown and len(shown.splitlines()) == 1
+
+
+def test_pairs_of_sentences_are_refused(folder):
+    for part in ("train", "dev", "test"):
+        path = folder / f"{part}.tsv"
+        lines = path.read_text(encoding="utf-8").splitlines()
+        path.write_text("\n".join(f"{line}\tand more" for line in lines))
+    with pytest.raises(pretraining.UserError, match="`tasks` must have single"):
+        pretraining.Sentences.of([data.load(str(folder))], 60)
