@@ -5,10 +5,11 @@
 trains BERTs of four layers from random weights as masked language models, on
 sentences of film reviews and of SST-2, one for each method and seed. What they
 have learned is shown by their perplexity of masked words in held-out sentences,
-and by the accuracy on the film reviews after fine-tuning without a regularizer;
-beside them stands a BERT that is only fine-tuned. Each run adds a line to the
-file, and runs that are in it are not repeated. The table at the end is of all
-of them. A run takes several minutes on a CPU core.
+and by two accuracies on the film reviews: of a logistic regression on the mean
+of the last hidden state, and after fine-tuning without a regularizer. Beside
+them stands a BERT that is not pre-trained. Each run adds a line to the file,
+and runs that are in it are not repeated. The table at the end is of all of
+them. A run takes five minutes on a CPU core.
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from typing import NamedTuple
 
 import keras
@@ -28,6 +30,9 @@ from finetuning.command_line import Parser
 from finetuning.command_line import UserError
 from finetuning.command_line import option
 from finetuning.command_line import positive_int
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import keras_istar
 
@@ -234,8 +239,14 @@ def learn(
     figures = {}
     if method != NOT_PRETRAINED:
         figures = pretrain(backbone, sentences, METHODS[method], seed, steps)
-    accuracy = finetune(backbone, sentences.tokenizer, task)
-    return figures | {"accuracy": accuracy}
+    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
+        sentences.tokenizer, sequence_length=LENGTH
+    )
+    return {
+        **figures,
+        "probe_accuracy": probe(backbone, preprocessor, task),
+        "accuracy": finetune(backbone, preprocessor, task),
+    }
 
 
 def pretrain(
@@ -304,15 +315,26 @@ def pretrain(
     }
 
 
+def probe(
+    backbone: keras.Model, preprocessor: Any, task: data.TextData
+) -> float:
+    """Test accuracy of a logistic regression on frozen sentence embeddings."""
+    parts = []
+    for texts, labels in (task.train, task.test):
+        inputs = preprocessor(tf.constant(texts))
+        states = backbone.predict(inputs, BATCH_SIZE, verbose=0)
+        mask = np.asarray(inputs["padding_mask"])[..., None]
+        total = np.sum(states["sequence_output"] * mask, axis=1)
+        parts.append((total / mask.sum(axis=1), labels))
+    # Scaled, as the widths of dimensions are what a regularizer changes.
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2_000))
+    return model.fit(*parts[0]).score(*parts[1])
+
+
 def finetune(
-    backbone: keras.Model,
-    tokenizer: keras_hub.tokenizers.Tokenizer,
-    task: data.TextData,
+    backbone: keras.Model, preprocessor: Any, task: data.TextData
 ) -> float:
     """Fine-tunes an encoder as a classifier, and returns its test accuracy."""
-    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
-        tokenizer, sequence_length=LENGTH
-    )
     classifier = keras_hub.models.BertTextClassifier(
         backbone, len(task.classes), preprocessor=preprocessor
     )

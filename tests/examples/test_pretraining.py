@@ -46,8 +46,12 @@ def test_runs_are_recorded_once_and_shown(folder, capsys, monkeypatch):
     monkeypatch.setattr(pretraining, "NUM_LAYERS", 1)
     lines, shown = run(folder, capsys, "not pre-trained", "target=0.3")
     other, trained = lines
-    assert set(other) == {"method", "seed", "steps", "accuracy"}
-    assert 0.0 <= other["accuracy"] <= 1.0
+    assert set(trained) - set(other) == {
+        *("perplexity", "isoscore_union", "isoscore_last")
+    }
+    for line in lines:
+        assert 0.0 <= line["accuracy"] <= 1.0
+        assert 0.0 <= line["probe_accuracy"] <= 1.0
     # After two steps, which words are masked is still a guess.
     task = data.load(str(folder))
     size = pretraining.Sentences.of([task], 60).tokenizer.vocabulary_size()
@@ -68,6 +72,40 @@ def test_runs_are_recorded_once_and_shown(folder, capsys, monkeypatch):
     assert again == lines
     assert shown.endswith(table)
     assert "nan" not in table
+
+
+def test_probe_reads_the_mean_of_real_tokens():
+    """Classes that differ in their tokens alone, with other padding."""
+    rng = np.random.default_rng(0)
+    inputs = {
+        name: keras.Input((4,), dtype="int32", name=name)
+        for name in ("token_ids", "padding_mask")
+    }
+    table = keras.layers.Embedding(100, 3)
+    backbone = keras.Model(
+        inputs, {"sequence_output": table(inputs["token_ids"])}
+    )
+    # Two tokens of the class, then two that say the other one.
+    labels = np.arange(60) % 2
+    table.set_weights([np.outer(np.arange(100) % 2, [1.0, -2.0, 0.5])])
+    own = labels[:, None] + 2 * rng.integers(50, size=(60, 2))
+
+    def preprocess(places):
+        ids = own[np.asarray(places)]
+        return {
+            "token_ids": np.concatenate([ids, 1 - ids % 2], axis=1),
+            "padding_mask": np.tile([1, 1, 0, 0], (len(ids), 1)),
+        }
+
+    task = data.TextData(
+        "task",
+        ("a", "b"),
+        ("accuracy",),
+        data.Examples(list(range(40)), list(labels[:40])),
+        None,
+        data.Examples(list(range(40, 60)), list(labels[40:])),
+    )
+    assert pretraining.probe(backbone, preprocess, task) == 1.0
 
 
 def test_no_text_to_learn_from_is_part_of_one_held_out(folder, tmp_path):
