@@ -155,17 +155,13 @@ class _PreprocessedBatches(keras.utils.PyDataset):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(
             self._task.preprocess_samples(batch)
         )
-        return (keras.tree.map_structure(_without_bools, x),)
+        return (x,)
 
 
 def _map_preprocessor(task, dataset):
     """A `tf.data` or Grain dataset, or an iterable of batches, preprocessed."""
     if hasattr(dataset, "element_spec"):  # tf.data passes fields apart.
-        return dataset.map(
-            lambda *batch: keras.tree.map_structure(
-                _without_tensor_bools, task.preprocess_samples(*batch)
-            )
-        )
+        return dataset.map(lambda *batch: task.preprocess_samples(*batch))
     if hasattr(dataset, "map"):
         return dataset.map(
             lambda batch: task.preprocess_samples(
@@ -219,21 +215,6 @@ def _without_bool(leaf):
 
         return tf.cast(leaf, "int32")
     return ops.cast(leaf, "int32")
-
-
-# Keras takes the mean of the first batch over replicas, which TensorFlow has
-# not for the bools that masks are.
-
-
-def _without_bools(leaf):
-    leaf = np.asarray(leaf)
-    return leaf.astype("int32") if leaf.dtype == bool else leaf
-
-
-def _without_tensor_bools(leaf):
-    import tensorflow as tf
-
-    return tf.cast(leaf, "int32") if leaf.dtype == tf.bool else leaf
 
 
 def _as_preprocessors_take(leaf):
