@@ -79,8 +79,8 @@ def _sample(flat, total, size, seed):
     Let S be the covariance of all n tokens of a state, and N the number of
     tokens in the union. The scatter of a sample of k tokens, (k - 1) S on
     average, is scaled up to (n - 1) S, less what merging adds by chance: the
-    mean of the sample has the variance (1/k - 1/n) S, and merging adds n (1 -
-    n/N) times that.
+    mean of the sample has the variance (1/k - 1/n) S, and merging adds it
+    n (1 - n/N) times.
     """
     weights = flat[0][1]
     places, is_real = _draw(len(flat), weights, size, seed)
