@@ -312,7 +312,7 @@ def _compile(model, optimizer, batches):
 
 
 def make_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a recipe for so many steps."""
+    """The optimizer of a recipe for a number of steps."""
     if recipe.optimizer == "adamw":
         return keras.optimizers.AdamW(recipe.learning_rate)
     return _adam(recipe.learning_rate, steps)

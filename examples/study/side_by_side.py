@@ -101,7 +101,7 @@ _PLANS = {"cola": Plan(800), "sst2": Plan(1500, 3e-5)}
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What to add to the loss. See the docstring of this file.
+    """A term to add to the loss, see the docstring of this file.
 
     Attributes:
         strength: Factor of the term.
@@ -656,7 +656,7 @@ class Experiment:
 
 
 class State(NamedTuple):
-    """What training changes, of one lane or, stacked, of all."""
+    """State that training changes, of one lane or, stacked, of all."""
 
     trainable: list
     others: list
@@ -681,7 +681,7 @@ class Lane(NamedTuple):
 
 
 class Logs(NamedTuple):
-    """What is logged of a step."""
+    """Logs of a step."""
 
     loss: Any  # Of the task.
     scores: Any  # IsoScore* of the batch, of each cloud.
@@ -689,7 +689,7 @@ class Logs(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What a model answers to some examples."""
+    """Outputs of a model for some examples, and their covariances."""
 
     pooled: Any
     logits: Any
@@ -735,7 +735,7 @@ def settings(
 
 
 def repeat(state: State, size: int) -> State:
-    """The same state in so many lanes."""
+    """Repeats a state for a number of lanes."""
     import jax
     import jax.numpy as jnp
 
@@ -825,7 +825,7 @@ def observe_lane(
     examples: Any,
     training: bool,
 ) -> Observation:
-    """What the model of a lane answers."""
+    """Observes the model of a lane on some examples."""
     inputs, mask = model_inputs(examples)
     outputs, _ = model.stateless_call(
         [x[lane] for x in trainable],

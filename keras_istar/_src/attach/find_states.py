@@ -504,7 +504,7 @@ def _check_widths(names, chosen, states):
 
 
 def _width_hint(chosen):
-    """What to write where the chosen blocks are of several widths."""
+    """Hint on what to write if the chosen blocks are of several widths."""
     index_of = {id(x): i for i, x in enumerate(chosen[0].scope.blocks)}
     if not all(id(c.call) in index_of for c in chosen):
         return ""

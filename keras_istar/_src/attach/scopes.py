@@ -203,7 +203,7 @@ def _inner_blocks(model, node, known):
 
 
 def _calls_inside(model, node):
-    """What `keras_graph.inner_calls` returns.
+    """Returns `keras_graph.inner_calls` of a node.
 
     Some layers run only if they know the shapes of their inputs, which Keras
     does not need to build a model. For these, lengths are tried.

@@ -202,7 +202,7 @@ def _data_uri(figure, frame):
 
 
 def _alternative(title, report):
-    """What a panel shows, with the numbers if they are few."""
+    """Describes a panel in words, with its numbers if they are few."""
     if title == "Spectrum":
         return "Eigenvalues of the covariance, largest first, a line a layer."
     rows = report.rows
