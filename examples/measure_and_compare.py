@@ -1,9 +1,9 @@
 """For those who want to look first: measure a model without changing it.
 
 Measures the hidden states before and after an ordinary training, prints the
-report and the differences, and writes the reports to files and reads them
-back. Training narrows the states, of the second layer most.
-Needs `pip install "keras-istar[report]"`.
+report and the differences, writes the reports to files and reads them back.
+Training narrows the states, most of all those of the second layer. Needs
+`pip install "keras-istar[report]"`.
 """
 
 import keras

@@ -37,7 +37,7 @@ def train():
     def replica_step(x, y):
         with tf.GradientTape() as tape:
             task = keras.losses.binary_crossentropy(y, model(x, training=True))
-            # Replicas are added up, so each brings its share of the mean.
+            # Replicas are added up, so each gives its share of the mean.
             penalty = sum(model.losses) / strategy.num_replicas_in_sync
             loss = tf.reduce_sum(task) / BATCH + penalty
         gradients = tape.gradient(loss, model.trainable_variables)

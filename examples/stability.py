@@ -4,10 +4,10 @@
 
 takes samples of 24 to 6,144 points of a Gaussian in 768 dimensions, whose
 IsoScore is known, prints the median scores and draws `stability.png`. IsoScore
-falls away where samples are smaller than the dimension. IsoScore* shrinks the
-covariance towards that of an independent large sample, and the more it does,
-the longer it stays. After Rudman and Eickhoff, "Stable Anisotropic
-Regularization", ICLR 2024.
+drops where samples are smaller than the dimension. IsoScore* shrinks the
+covariance towards that of an independent large sample; the more it shrinks, the
+less it drops. After Rudman and Eickhoff, "Stable Anisotropic Regularization",
+ICLR 2024.
 """
 
 import numpy as np

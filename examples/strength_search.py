@@ -1,9 +1,9 @@
 """For those who wonder which strength: let KerasTuner search it.
 
 Trains a small model with every strength of a grid, keeps the best epoch of
-each, and prints them by accuracy on validation data, isotropy beside it. Which
-strength wins depends on the data: there is no general rule, so search.
-Needs `pip install keras-tuner`.
+each, and prints them with their isotropy, by accuracy on validation data. Which
+strength is best depends on the data, so search. Needs
+`pip install keras-tuner`.
 """
 
 import tempfile

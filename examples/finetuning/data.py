@@ -342,7 +342,7 @@ def read_tfds(
 
 
 def _check_connection(url: str) -> None:
-    """Raises if a host does not answer, where TFDS would go on for minutes.
+    """Raises if a host does not answer; TFDS would try for minutes.
 
     The request has a thread of its own, since nothing bounds the time that
     the look-up of a name takes.

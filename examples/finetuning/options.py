@@ -166,7 +166,8 @@ class Options:
         """The regularizer, with defaults for what was not given.
 
         Raises:
-            UserError: If an option was given that the regularizer has not.
+            UserError: If an option was given that the regularizer does not
+                have.
         """
         given = {
             name: getattr(self, name)

@@ -1,9 +1,9 @@
 """Fine-tuning a KerasHub encoder, from data to figures.
 
 The new head is trained first, on the features of the encoder as it is. While
-the head is random, the task's gradient is no match for that of the penalty,
-and a negative strength erases features before the head has found them. See
-Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
+the head is random, the gradient of the task is weak beside that of the penalty,
+and a negative strength erases features before the head has learned to use them.
+See Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
 Out-of-Distribution", ICLR 2022.
 """
 
@@ -71,7 +71,7 @@ def load_task(data: TextData, preset: str, sequence_length: int) -> Any:
     """A pretrained encoder with a new head that fits the data.
 
     Args:
-        data: What it shall learn.
+        data: Data that it is to learn.
         preset: See `classifiers.load_classifier`.
         sequence_length: Tokens to which texts are cut or padded, or of a
             window, see `spans.load_span_finder`.
@@ -109,9 +109,9 @@ def finetune(
 
     Args:
         task: What `load_task` has returned.
-        data: What to learn.
-        recipe: How.
-        method: With which regularizer.
+        data: Data that it learns.
+        recipe: How to train.
+        method: The regularizer to train with.
         seed: Of the subset of the examples and their order. The seed of the
             head and of dropout is that of Keras.
         layers: The states to measure, and to log the isotropy of if the method
@@ -220,9 +220,10 @@ def train_head(
     """Trains all but the encoder, through IsoBN if that is attached.
 
     The encoder runs once, without dropout; its features then serve for as many
-    steps as the head needs, which with few examples are many passes. Features
-    that are too many to be kept, as those of all tokens, come and go in blocks
-    of examples. The penalty has no part in it: it depends on the encoder alone.
+    steps as the head needs, which with few examples are many passes. If the
+    features are too many to be kept, as those of all tokens are, they are
+    computed in blocks of examples. The penalty is left out: it depends only on
+    the encoder.
     """
     features = _first_head_layer(task).input
     own = [name for name in task.input if name not in task.backbone.input]
@@ -311,7 +312,7 @@ def _compile(model, optimizer, batches):
 
 
 def make_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a recipe for so many steps."""
+    """The optimizer of a recipe for a number of steps."""
     if recipe.optimizer == "adamw":
         return keras.optimizers.AdamW(recipe.learning_rate)
     return _adam(recipe.learning_rate, steps)

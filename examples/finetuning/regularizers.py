@@ -14,7 +14,7 @@ from finetuning.settings import Method
 
 
 class IStarRegularizationWithPadding(keras_istar.IStarRegularization):
-    """I-STAR that takes padding for tokens, as the authors' code does."""
+    """I-STAR that counts padding as tokens, as the authors' code does."""
 
     def call(self, hidden_states, mask=None, training=None):
         return super().call(hidden_states, mask=None, training=training)
@@ -45,7 +45,7 @@ def attach(
     Args:
         task: The model.
         method: The method.
-        layers: What that layer of strength 0 sees.
+        layers: The states that this layer of strength 0 is given.
 
     Returns:
         The layer of the method, None if it has none.

@@ -33,7 +33,7 @@ TARGET_DEFAULTS = {"strength": 20.0, "momentum": 0.9}
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A regularizer with its options; None for options that it has not.
+    """A regularizer with its options; None for those that it does not have.
 
     Attributes:
         regularizer: `"istar"`, `"cosreg"`, `"isobn"` or `"none"`.
@@ -74,7 +74,7 @@ class Method:
 
 
 def check_method(method: Method, task: str) -> None:
-    """Raises a `UserError` if a method has no place in the models of a task.
+    """Raises a `UserError` if a method does not fit the models of a task.
 
     Args:
         method: The method.
@@ -101,7 +101,8 @@ class Recipe:
         learning_rate: Peak of the optimizer's.
         sequence_length: Tokens to which texts are cut, or of a window, see
             `spans`.
-        max_points: Tokens of a pass for Σ_S, counted once in every state.
+        max_points: Number of tokens in a pass for Σ_S, counted once in every
+            state.
         measured_texts: Number of test examples, or windows of them, whose
             states are measured.
         head_steps: Least number of steps, in whole passes, that the head is

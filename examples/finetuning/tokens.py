@@ -60,7 +60,7 @@ def tokenize(preprocessor: Any, examples: Examples) -> Tokens:
     texts = tuple(map(tf.constant, texts)) if is_pair else tf.constant(texts)
     inputs, _ = preprocessor(texts, tf.constant(labels))
     # Integers for masks too: under a strategy of several replicas, `fit` takes
-    # the mean of the first batch over them, which TensorFlow has not for bools.
+    # the mean of the first batch over them; TensorFlow has none for booleans.
     arrays = {k: np.asarray(x).astype("int32") for k, x in inputs.items()}
     return Tokens(arrays, np.asarray(labels))
 

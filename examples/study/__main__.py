@@ -2,12 +2,12 @@
 
     python examples/study --output results
 
-does, on the film reviews, every regularizer of `--regularizers` with every
-seed, and writes a line of JSON for each run to `results/results.jsonl`. Stop it
-at any time: the same command goes on where it was. Start it twice, and the two
-processes share the work. Runs of one task and seed have the same examples in
-the same order, the same encoder and the same dropout, whatever the regularizer,
-and the same head; that of isobn is another, trained through IsoBN.
+fine-tunes on the film reviews with every regularizer of `--regularizers` and
+every seed, and writes a line of JSON for each run to `results/results.jsonl`.
+It can be stopped at any time: the same command goes on where it was. If it is
+started twice, the two processes share the work. All runs of one task and seed
+have the same examples in the same order, the same encoder, dropout and head,
+except that the head of isobn is trained through IsoBN.
 """
 
 import sys
@@ -25,7 +25,7 @@ from study.result_folder import ResultFolder  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the program; exit code 2 and one line for what users can mend."""
+    """Runs the program; a user error ends it with one line, exit code 2."""
     parser = Parser("study", __doc__, Options)
     try:
         parser.run(run, argv)
@@ -54,7 +54,7 @@ def run(options: Options) -> None:
 
 
 def make_runner(runs: list[grid.Run], data_dir: str | None) -> work.Execute:
-    """A function that does one of these runs, whose data are loaded."""
+    """A function that does one of these runs, with the data loaded."""
     task_data = {
         task: data.load(grid.data_name(task), data_dir)
         for task in dict.fromkeys(run.task for run in runs)
@@ -62,8 +62,8 @@ def make_runner(runs: list[grid.Run], data_dir: str | None) -> work.Execute:
     for run in runs:
         grid.check_refresh(run, len(task_data[run.task].train.labels))
     if runs:
-        # TensorFlow takes seconds to import; what is wrong so far is said at
-        # once.
+        # TensorFlow takes seconds to import; mistakes so far are reported
+        # first.
         from study.run import execute
         from study.run import make_reproducible
 

@@ -240,7 +240,7 @@ def load(folder: str, task: str) -> Arrays:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the program; exit code 2 and one line for what users can mend."""
+    """Runs the program; a user error ends it with one line, exit code 2."""
     Parser("arrays.py", __doc__, Options).run(write, argv)
 
 

@@ -1,9 +1,9 @@
 """Means of the runs of a study, and paired tests.
 
 Every method is compared with the baseline of its setting, seed by seed, by a
-paired t-test; Holm's correction is over all comparisons of the study. So is
-what the validation part chooses of each family; Holm's correction is then over
-these choices alone.
+paired t-test; Holm's correction is over all comparisons of the study. The
+choices of the validation part in each family are compared in the same way, with
+Holm's correction over these choices only.
 """
 
 import numpy as np
@@ -148,12 +148,11 @@ def choose(runs: pd.DataFrame) -> pd.DataFrame:
     """One row for each setting and family: what the validation part chooses.
 
     In every seed anew, the method of the family that has the best validation
-    score after its last epoch is chosen, and its test score counts: a seed
-    repeats the whole of a search, as of the paper's. So every seed, which has a
-    baseline of its own, gives one difference. Methods that tie share the
-    choice: the mean of their test scores is what one drawn of them would have
-    on average. A seed counts if all methods of the family have ended in it; one
-    that has failed is not chosen.
+    score after its last epoch is chosen, and its test score counts: each seed
+    repeats the whole search, as in the paper. So every seed, which has a
+    baseline of its own, gives one difference. If methods tie, the mean of their
+    test scores counts. A seed counts if all methods of the family have ended in
+    it; one that has failed is not chosen.
 
     Args:
         runs: What `run_table` returns.
@@ -200,10 +199,11 @@ def choose(runs: pd.DataFrame) -> pd.DataFrame:
 def slopes(runs: pd.DataFrame) -> pd.DataFrame:
     """For each setting, the slope of the score on IsoScore within seeds.
 
-    Of the runs of I-STAR and those without a penalty, whose isotropy nothing
-    else changes. By least squares with the seed as a fixed effect: both numbers
-    are taken less their mean of the seed. The errors are clustered by seed, so
-    that runs which share examples and head are no independent evidence.
+    The runs are those of I-STAR and those without a penalty, whose isotropy
+    nothing else changes. The slope is by least squares with the seed as a fixed
+    effect: the mean of the seed is subtracted from both numbers. The errors are
+    clustered by seed, so that runs which share examples and head do not count
+    as independent evidence.
 
     Args:
         runs: What `run_table` returns.

@@ -31,7 +31,7 @@ _MARKERS = "osD^vP*X"
 _MOST_TICKS = 5
 _MOST_COLUMNS = 3
 _PANEL = 3.6  # Inches.
-_MOST_LINES = 7  # More stand beside each other: none hides another.
+_MOST_LINES = 7  # More are drawn side by side: none hides another.
 _OFFSET = 0.06  # Of such lines, in epochs or layers.
 
 
@@ -177,8 +177,9 @@ def _isotropy_by_epoch(axis, group, styles):
 def _union_scores(method, record):
     """IsoScore of all layers after every epoch, None if not logged.
 
-    The one before training is of test texts, whose tokens are others: it does
-    not belong into this curve. Nor does that of some layers, or of padding.
+    The score before training is of test texts, which have other tokens, so it
+    is not part of this curve. Neither are scores of some layers only, or of
+    padding.
     """
     is_whole = method.regularizer != "istar" or (
         method.layers == ("all",) and method.padding == SKIP_PADDING

@@ -25,7 +25,7 @@ from finetuning.settings import Recipe
 from finetuning.settings import check_method
 
 _RANKS = {name: i for i, name in enumerate(DEFAULTS)}
-# They came later: lines that lack them have their defaults, and keep their id.
+# Newer options: lines without them have their defaults, and keep their id.
 _LATER = {
     "recipe": ("head_steps", "optimizer"),
     "method": ("target", "relative", "per_layer"),
@@ -82,13 +82,13 @@ def make_grid(
 
     Args:
         tasks: Names as `parse_task` returns them.
-        recipe: How to do them.
+        recipe: How to train.
         seeds: The seeds.
         methods: The methods.
         sequence_length: Tokens to which texts are cut, by the task if None.
 
     Raises:
-        UserError: If a method has no place in the models of a task.
+        UserError: If a method does not fit the models of a task.
     """
     runs = {
         Run(

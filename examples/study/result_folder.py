@@ -1,9 +1,9 @@
 """The result folder: one line of JSON for each finished run.
 
 `results.jsonl` is replaced as a whole, so that it is complete at every moment,
-and sorted, so that it does not tell in which order or by how many processes
-the runs were done. A process that works on a run holds the lock of a file; the
-system frees it when the process ends, however it ends.
+and sorted, so that it does not depend on the order of the runs or the number of
+processes. A process that works on a run holds the lock of a file; the system
+frees it when the process ends in any way.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 """One run of the study: options -> figures.
 
-Runs of one task and seed share the encoder, the head, the order of examples
-and the seeds of dropout: they differ in the regularizer alone. Only with IsoBN
-the head is another one, trained on normalized features.
+Runs of one task and seed share the encoder, the head, the order of examples and
+the seeds of dropout: they differ only in the regularizer. With IsoBN the head
+differs as well: it is trained on normalized features.
 """
 
 import math
@@ -106,7 +106,7 @@ def _with_mean(scores):
 
 
 def _for_json(isotropy):
-    """The measures with None for NaN, which JSON has not."""
+    """The measures with None for NaN, which JSON does not have."""
     return {
         state: {k: x if math.isfinite(x) else None for k, x in values.items()}
         for state, values in isotropy.items()

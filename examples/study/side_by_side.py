@@ -5,21 +5,21 @@
         --output results.jsonl
     python examples/study/side_by_side.py --output results.jsonl --summarize
 
-The first command needs TensorFlow and a CPU, the second JAX and a GPU alone.
-All runs of a task are lanes of one `jax.vmap`: they share what is compiled and
-differ in numbers. Runs of a seed have the same head to begin with, trained on
-the features of the encoder as it is, the same examples in the same order, and
-the same dropout. Start a process for each task, and they share the GPU.
+The first command needs TensorFlow and a CPU, the second only JAX and a GPU. All
+runs of a task are lanes of one `jax.vmap`: they share compiled code and differ
+in numbers. Runs of one seed start from the same head, trained on the features
+of the encoder as it is, and have the same examples in the same order and the
+same dropout. Several processes, one for each task, can share the GPU.
 
 A method is written as in `python examples/study`: `none`, `istar:-0.1`,
 `istar:target=0.3,strength=100`, `istar:target=0.1..0.3`, `istar:target=0.5x`.
 The stable estimate is always a moving average, of `momentum=0.9` unless given.
-Options are `per_layer`; `centered`, which takes the mean of each layer off the
-union; and of a target `error=batch`, which takes the distance to it from the
-batch too, not from the moving average; `at=inference`, where the score that is
-held is brought to that without dropout, by the ratio of both at the start; and
-`ramp`, the part of the steps in which the target moves from the start to its
-value. `seeds` is the number of runs.
+Options are `seeds`, the number of runs; `per_layer`; and `centered`, which
+subtracts the mean of each layer in the union. A target has three more:
+`error=batch` measures the distance to it by the score of the batch instead of
+the moving average; `at=inference` scales the score by the ratio, at the start,
+of the scores without and with dropout; `ramp` is the part of the steps in which
+the target moves from the start to its value.
 """
 
 import argparse
@@ -83,8 +83,8 @@ _HEAD_STEPS = 500
 _HEAD_LEARNING_RATE = 5e-3
 _DROPOUT = 0.1
 _SHRINKAGE = 0.2  # The paper's ζ.
-# Of the time of a group of runs, the least that the next one may take: when
-# processes that share the GPU have ended, it is faster.
+# The least that a group of runs may take, relative to the one before: it is
+# faster when processes that share the GPU have ended.
 _LEAST_TIME = 0.6
 _CLOUDS = ("union", "centered")  # And each layer.
 
@@ -101,7 +101,7 @@ _PLANS = {"cola": Plan(800), "sst2": Plan(1500, 3e-5)}
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What to add to the loss. See the docstring of this file.
+    """A term to add to the loss, see the docstring of this file.
 
     Attributes:
         strength: Factor of the term.
@@ -150,7 +150,7 @@ class Method:
 
 
 _HELD = Method(TARGET_DEFAULTS["strength"])
-# What a method is of, by its option.
+# Clouds that a method acts on, by its option.
 _FLAGS = {"per_layer": "layers", "centered": "centered"}
 _OPTIONS = {
     "target": grid.parse_target,
@@ -164,10 +164,10 @@ _OPTIONS = {
 
 
 def parse_method(text: str) -> Method:
-    """A method from its text, see the docstring of this file.
+    """Reads a method from its text, see the docstring of this file.
 
     Raises:
-        argparse.ArgumentTypeError: If the text is none.
+        argparse.ArgumentTypeError: If the text is not a method.
     """
     regularizer, *words = text.replace(":", ",", 1).split(",")
     if regularizer not in ("none", "istar"):
@@ -656,7 +656,7 @@ class Experiment:
 
 
 class State(NamedTuple):
-    """What training changes, of one lane or, stacked, of all."""
+    """State that training changes, of one lane or, stacked, of all."""
 
     trainable: list
     others: list
@@ -681,7 +681,7 @@ class Lane(NamedTuple):
 
 
 class Logs(NamedTuple):
-    """What is logged of a step."""
+    """Logs of a step."""
 
     loss: Any  # Of the task.
     scores: Any  # IsoScore* of the batch, of each cloud.
@@ -689,7 +689,7 @@ class Logs(NamedTuple):
 
 
 class Observation(NamedTuple):
-    """What a model answers to some examples."""
+    """Outputs of a model for some examples, and their covariances."""
 
     pooled: Any
     logits: Any
@@ -735,7 +735,7 @@ def settings(
 
 
 def repeat(state: State, size: int) -> State:
-    """The same state in so many lanes."""
+    """Repeats a state for a number of lanes."""
     import jax
     import jax.numpy as jnp
 
@@ -825,7 +825,7 @@ def observe_lane(
     examples: Any,
     training: bool,
 ) -> Observation:
-    """What the model of a lane answers."""
+    """Observes the model of a lane on some examples."""
     inputs, mask = model_inputs(examples)
     outputs, _ = model.stateless_call(
         [x[lane] for x in trainable],
@@ -1006,7 +1006,7 @@ def _rounded(value):
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the program; exit code 2 and one line for what users can mend."""
+    """Runs the program; a user error ends it with one line, exit code 2."""
     Parser("side_by_side.py", __doc__, Options).run(run, argv)
 
 

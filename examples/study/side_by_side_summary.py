@@ -96,7 +96,8 @@ def run_table(runs: list[dict[str, Any]]) -> pd.DataFrame:
     """One row for each run, for `comparison.compare`, and what a table shows.
 
     `isoscore` is that of the union on the test part. `target`, `training` and
-    `test` are of what the method holds, the mean over layers if it is those.
+    `test` are scores of the clouds that the method holds; for layers, their
+    means.
     """
     return pd.DataFrame(
         {
@@ -175,7 +176,7 @@ def _cells(row):
 
 
 def _held(run, scores):
-    """The score of what a method holds, the mean over layers if it is those."""
+    """The score of the cloud that a method holds; for layers, their mean."""
     of = run["settings"]["of"]
     if of != "layers":
         return scores[of]

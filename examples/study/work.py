@@ -27,7 +27,7 @@ def work(
     execute: Execute,
     retry_before: str | None = None,
 ) -> None:
-    """Does the runs that have no result and no other process is doing.
+    """Does the runs that have no result and that no other process does.
 
     Args:
         runs: All runs of the study.
@@ -108,8 +108,8 @@ def _record(run, execute):
 def _line(record, runs, records):
     """A line on a finished run.
 
-    The records are those right after it was added, so that of several
-    processes each says another number of runs.
+    The records are those right after it was added, so that each of several
+    processes reports another number of runs.
     """
     if record["status"] == "ok":
         scores, isotropy = record["test"]["end"], record["isotropy"]["after"]

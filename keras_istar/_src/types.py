@@ -1,4 +1,4 @@
-"""Types that stand in signatures."""
+"""Types for signatures."""
 
 from collections.abc import Callable
 from typing import Any

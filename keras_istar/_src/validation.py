@@ -24,10 +24,10 @@ _GUIDE = "https://github.com/keras-istar/keras-istar/blob/main/docs/guide.md"
 
 
 def see_guide(heading: str) -> str:
-    """The end of a message where one sentence is not enough.
+    """Returns a link to a section of the guide, to end a message with.
 
     Args:
-        heading: That of the guide, as in links to it: `"which-layers"`.
+        heading: Heading of the section, as links spell it: `"which-layers"`.
     """
     return f"See {_GUIDE}#{heading}"
 
@@ -47,7 +47,7 @@ def check_real(name: str, value: Any) -> float:
 def check_schedule(
     name: str, schedule: Callable, check: Callable[[str, Any], Any]
 ) -> Any:
-    """What a function of the step begins with; raises if that is no value."""
+    """Returns the first value of a schedule; raises if it is not valid."""
     try:
         first = schedule(ops.convert_to_tensor(0.0))
     except Exception as e:
@@ -148,7 +148,7 @@ def check_text(name: str, value: Any) -> str:
 
 
 def check_tuple(name: str, value: Any, item: type, rule: str) -> tuple:
-    """Returns `value`; raises unless it is a tuple of such items."""
+    """Returns `value`; raises unless it is a tuple of `item` objects."""
     is_tuple = isinstance(value, tuple)
     if not is_tuple or not all(isinstance(x, item) for x in value):
         _refuse(name, rule, value)
@@ -173,7 +173,7 @@ def check_path(name: str, value: Any, rule: str = "a path") -> str:
 
 @contextlib.contextmanager
 def keras_arguments(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Says which arguments Keras refuses within this scope, if it does."""
+    """Raises an error that shows `kwargs` if Keras refuses them."""
     try:
         yield
     except (TypeError, ValueError) as e:
@@ -184,14 +184,15 @@ def keras_arguments(kwargs: dict[str, Any]) -> Iterator[None]:
 
 
 def renamed_arguments(**renames: str) -> Callable[[Function], Function]:
-    """Accepts arguments by the names that they had one release ago.
+    """Lets a function take arguments by their names of one release ago.
 
     Args:
         **renames: The new name of each old one.
 
     Returns:
-        A decorator. An old name causes a `DeprecationWarning`; with the new
-        one beside it, a `ValueError`.
+        A decorator. The function warns of an old name with a
+        `DeprecationWarning`, and raises a `ValueError` if the new one is given
+        too.
     """
 
     def decorate(function):
@@ -226,13 +227,17 @@ def _refuse(name: str, rule: str, value: Any) -> NoReturn:
     )
 
 
-# Of the entries of a covariance, relative to the largest of them.
+# Tolerances for the entries of a covariance, relative to the largest entry.
 _ROUNDING = 1e-4
 _ROUNDING_OF_NARROW = 1e-2  # bfloat16 has 8 bits.
 
 
 def check_points(points: Any, mask: Any) -> tuple[Any, Any]:
-    """`points` `(..., dim)` as a float tensor, `mask` `(...)` as a tensor."""
+    """Returns `points` as a float tensor and `mask` as a tensor.
+
+    Raises:
+        ValueError: If `points` is not `(..., dim)` or `mask` does not fit it.
+    """
     points = _float_tensor("points", points)
     if len(points.shape) < 2:
         raise ValueError(
@@ -249,7 +254,14 @@ def check_points(points: Any, mask: Any) -> tuple[Any, Any]:
 def check_covariance(
     name: str, value: Any, dim: int | None = None, dtype: str | None = None
 ) -> Any:
-    """`value` as a float tensor `(dim, dim)`, of `dtype` if there is one."""
+    """Returns `value` as a float tensor; raises unless it is a covariance.
+
+    Args:
+        name: Name of the argument.
+        value: What was given for it.
+        dim: Width that it must have; None for any.
+        dtype: Type of the tensor; None for that of `value`.
+    """
     value = _float_tensor(name, value)
     shape = tuple(value.shape)
     # A function may be traced for any number of rows.
@@ -276,8 +288,8 @@ def check_covariance(
 def check_traceable_fraction(name: str, value: Any) -> Any:
     """Returns `value`; raises unless it is a number in [0, 1].
 
-    It may be a scalar tensor, in whose place a function that is being traced
-    has no number yet.
+    It may also be a scalar tensor. While a function is traced, its value is not
+    known and not checked.
     """
     if tuple(getattr(value, "shape", (None,))) != () or isinstance(
         value, numbers.Real
@@ -291,7 +303,7 @@ def check_traceable_fraction(name: str, value: Any) -> Any:
 
 
 def _known_values(tensor):
-    """A tensor in NumPy, None in a function of it that is being traced."""
+    """Values of a tensor as a NumPy array; None while a function is traced."""
     # Not `float(tensor)`: AutoGraph makes that a cast, which never fails.
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -302,7 +314,7 @@ def _known_values(tensor):
         import jax
 
         if isinstance(tensor, jax.core.Tracer):
-            # What `jax.grad` alone traces has values.
+            # Under `jax.grad` alone, this is an array with values.
             tensor = jax.lax.stop_gradient(tensor)
         if isinstance(tensor, jax.core.Tracer):
             return None
@@ -371,7 +383,7 @@ def _float_tensor(name, value):
 
 
 def check_tensor(name: str, value: Any) -> Any:
-    """`value` as a tensor of real numbers."""
+    """Returns `value` as a tensor; raises unless it holds real numbers."""
     try:
         tensor = ops.convert_to_tensor(value)
         dtype = keras.backend.standardize_dtype(tensor.dtype)
@@ -385,7 +397,7 @@ def check_tensor(name: str, value: Any) -> Any:
             f"`{name}` must be a tensor or array of numbers. "
             f"Received: {name}={value!r:.200}"
         ) from e
-    if getattr(tensor.shape, "rank", 0) is None:  # In a graph of TensorFlow.
+    if getattr(tensor.shape, "rank", 0) is None:  # In a TensorFlow graph.
         raise ValueError(
             f"`{name}` must have a known number of dimensions; `set_shape` "
             f"tells TensorFlow. Received: {name}.shape={tensor.shape}"

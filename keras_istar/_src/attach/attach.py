@@ -1,4 +1,4 @@
-"""One line that regularizes a model: `attach`, and its undoing, `detach`."""
+"""`attach` regularizes a model in one line; `detach` undoes it."""
 
 import contextlib
 import inspect
@@ -44,34 +44,37 @@ def attach(
     """Regularizes hidden states of a model, in place.
 
     The model keeps its type, layers, config, compile state and outputs, bit
-    for bit; while it trains, `strength * (1 - IsoScore*)` of the chosen states
-    joins its loss. Files written from it load in plain Keras and KerasHub,
-    which ignore the one thing added: the estimate Σ_S in weight files.
+    for bit. While it trains, the penalty of `IStarRegularization` on the chosen
+    states joins its loss; without `target` and `strength`, it moves isotropy
+    gently towards three quarters of what it is at the start. Files written from
+    the model load in plain Keras and KerasHub, which ignore the only addition,
+    the estimate Σ_S in weight files.
 
-    Blocks are the layers made of layers that map hidden states
+    Blocks are layers made of layers that map hidden states
     `(batch, length, dim)` to hidden states of the same shape, such as the
     encoder or decoder layers of a KerasHub backbone. The embedding output is
-    not one. A block called several times (ALBERT) counts once a call. Where a
-    composite layer calls the blocks, as in a Vision Transformer, each of them
-    is taken, not the composite layer.
+    not one. A block that is called several times (ALBERT) counts once a call.
+    Where a composite layer calls the blocks, as in a Vision Transformer, each
+    of them is taken, not the composite layer.
 
     Blocks and names are looked for in the model, then in the models nested in
-    it. One call attaches to one of them, as one cloud: if several nested
-    models have what is asked for, the error lists the line to write for each,
-    such as `attach(model, "text_encoder/all")`. A nested model that is called
-    twice (siamese) gives one cloud of both calls. `print(layer)` shows which
-    states were taken.
+    it. One call attaches to one of these models. If several nested models have
+    what is asked for, the error lists the line to write for each, such as
+    `attach(model, "text_encoder/all")`. A nested model that is called twice
+    (siamese) gives one cloud of both calls. `print(layer)` shows which states
+    were taken.
 
-    Padding is left out: by the model's input `padding_mask` (an encoder-decoder
+    Padding is left out by the model's input `padding_mask` (an encoder-decoder
     has one for each side), by the mask that a block is given, or by Keras
-    masks, if as long as the states. Where token ids come without any, a warning
-    asks for `mask`; what it says also holds for `measure` while attached.
+    masks. A mask must be as long as the states. Where token ids come without
+    any mask, a warning asks for the argument `mask`. While attached, `measure`
+    uses this argument, too.
 
-    Attach to the model that you `fit`: its traced functions are dropped, so
-    that it works after a first `fit` as well as before. Attaching to a part of
-    a model that has been trained already takes effect when the whole is
-    compiled again. A model built inside of `keras.RematScope` recomputes its
-    blocks as before, but no longer all of itself.
+    Attach to the model that you `fit`. Its traced functions are dropped, so it
+    may have been fitted before. If you attach to a part of a model that has
+    been trained, compile the whole model again. A model built inside of
+    `keras.RematScope` recomputes its blocks as before, but no longer all of
+    itself.
 
     Copies are plain models, however they are made: `keras.models.clone_model`,
     `copy.deepcopy`, `from_config`, `keras.Model(model.inputs, model.outputs)`,
@@ -80,8 +83,8 @@ def attach(
     `model.load_weights(path)`.
 
     `attach`, `detach` and `measure` may be called from any thread, on any
-    models. Of several that attach to one model, one succeeds. No other thread
-    may train the model meanwhile, nor measure it on the JAX backend, where
+    models. If several threads attach to one model, one succeeds. Meanwhile, no
+    other thread may train the model, or measure it on the JAX backend, where
     Keras takes the variables out of a model that it evaluates.
 
     Args:
@@ -91,10 +94,11 @@ def attach(
             the end; or the name of any layer with an output `(..., dim)`; or a
             list of indices and names. Names of nested models, or of composite
             layers that hold blocks, may come first: `"text_encoder/all"`,
-            `"text_encoder/-1"`, `"query/encoder"`. Of a layer with several
+            `"text_encoder/-1"`, `"query/encoder"`. For a layer with several
             outputs, the key of one comes last: `"bert/sequence_output"`.
-            `"output"` is what the model itself returns, if no layer has that
-            name and it is one embedding of each example, `(batch, dim)`.
+            `"output"` is what the model itself returns, if that is one
+            embedding of each example, `(batch, dim)`, and no layer has this
+            name.
         strength: The paper's λ, see `IStarRegularization`.
         shrinkage: The paper's ζ, see `IStarRegularization`.
         momentum: See `IStarRegularization`.
@@ -106,17 +110,17 @@ def attach(
             warning. The inputs are those of the nested model, if the states
             are in one.
         target: The IsoScore to hold, see `IStarRegularization`.
-        pooling: None for tokens; or what one embedding of each example is made
-            of, so that these are the cloud: the `"mean"` or `"max"` of its
-            tokens, by dimension, or the `"first"` or `"last"` of them. Padding
-            is left out of all four.
+        pooling: None to score tokens; or how the tokens of an example become
+            one embedding, to score embeddings: their `"mean"` or `"max"` in
+            each dimension, or the `"first"` or `"last"` of them. Padding is
+            left out of all four.
         **options: Further arguments of `IStarRegularization`.
 
     Returns:
         The `IStarRegularization` layer.
 
     Raises:
-        TypeError: If there is no such option.
+        TypeError: If an option is unknown.
         ValueError: If an argument is out of range, `model` is not Functional
             or already attached, or a chosen layer does not exist or is of
             another width than the others. The model is then left as it was.
@@ -161,27 +165,29 @@ def attach_regularizer(
 ) -> None:
     """Attaches any regularizer to a model, in place.
 
-    `IsotropicBatchNormalization` changes what the model computes: it scales
-    the sentence embedding `(batch, dim)`, which is what the last `Dense` layer
-    is given, before dropout. In KerasHub's classifiers that is the pooler's
-    output. Attach it before others; files written then hold a model without it.
+    `IsotropicBatchNormalization` changes what the model computes: it scales the
+    sentence embedding `(batch, dim)`, the input of the last `Dense` layer,
+    before dropout. In KerasHub's classifiers that is the pooler's output.
+    Attach it before other regularizers. Files written while it is attached hold
+    a model without it.
 
-    A layer `attach(model, strength=0.0)` beside any of them only logs, so that
-    `IStarCallback` shows the isotropy of a model that they train.
+    To log isotropy as well, call `attach(model, strength=0.0)` afterwards: this
+    layer only logs, and `IStarCallback` works with it.
 
     Args:
         model: As for `attach`.
         regularizer: New layer, such as `CosineRegularization(strength=1.0)`. A
             model may have several, of different classes.
-        layers: As for `attach`; None for what is usual with the regularizer:
-            the last block for `CosineRegularization`, else all blocks. For
-            `IsotropicBatchNormalization` the name of the layer that returns
-            the sentence embedding, or None for the one above.
+        layers: As for `attach`; None for the default of the regularizer: the
+            last block for `CosineRegularization`, else all blocks. For
+            `IsotropicBatchNormalization` the name of the layer that returns the
+            sentence embedding, or None for the one above.
         mask: As for `attach`; not used by `IsotropicBatchNormalization`.
         pooling: As for `attach`; not used by `IsotropicBatchNormalization`.
 
     Raises:
-        ValueError: As `attach`; or if the model has no such embedding.
+        ValueError: As `attach`; or if `regularizer` is not one or is in use
+            already, or the model has no sentence embedding to scale.
 
     Example:
 
@@ -246,7 +252,7 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
         setattr(regularizer, key, value)
     regularizer.join(model)
     with strategy_scope(model):
-        # First, for another thread may run the model as soon as it has it.
+        # First: another thread may run the model as soon as the layer is in it.
         if not regularizer.built:
             regularizer.build(_pooled_shapes(states.shapes, pooling))
         _attach_layer(model, states, name, regularizer, pooling, undo)
@@ -286,7 +292,7 @@ def _attach_layer(model, states: HiddenStates, name, layer, pooling, undo):
         places.append(slice(start, len(tensors)))
 
     def call(values, training):
-        # In inference nobody needs it, and nothing of it may fail.
+        # In inference nothing is needed, and nothing may fail.
         if not training and current_recorder() is None:
             if isinstance(layer, HiddenStateRegularization):
                 layer.rest()
@@ -346,7 +352,7 @@ def _already_attached(model):
 
 
 def _regularizers(model):
-    """Models and names of what was attached, `measure` may show more."""
+    """Models and names of attached regularizers, without probes."""
     return [
         (nested, name)
         for nested in keras_graph.nested_models(model)
@@ -356,14 +362,17 @@ def _regularizers(model):
 
 
 def detach(model: keras.Model, fold: bool = False) -> None:
-    """Undoes `attach`: the model is exactly what it was before.
+    """Undoes `attach` and `attach_regularizer`.
+
+    The model then holds nothing of this package. Its weights stay as they are,
+    except with `fold`.
 
     Args:
         model: The model given to `attach`, or one that contains it.
         fold: Whether the scaling of an attached `IsotropicBatchNormalization`
             becomes part of the `Dense` layers that take the scaled embedding,
-            so that the model answers as it does now. Otherwise the scaling is
-            gone with the layer.
+            so that the model's outputs stay as they are. Otherwise the scaling
+            goes with the layer.
 
     Raises:
         ValueError: If nothing is attached to `model`; or if `fold` is asked
@@ -471,15 +480,15 @@ def probed(
     pooling: Pooling = None,
     probe: Probe | None = None,
 ) -> Iterator[Probe]:
-    """Within this scope, `model` shows the chosen states to a `Probe`.
+    """Makes `model` show the chosen states to a `Probe` within this scope.
 
     Args:
         model: KerasHub task or backbone, or any Functional model.
         layers: Which hidden states, as in `attach`.
         mask: What is padding, as in `attach`.
         pooling: How tokens become embeddings, as in `attach`.
-        probe: What an earlier scope for the same arguments has given; None for
-            a new one.
+        probe: That of an earlier scope for the same arguments; None for a new
+            one.
 
     Raises:
         ValueError: As `attach`.

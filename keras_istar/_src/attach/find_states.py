@@ -1,4 +1,4 @@
-"""Which hidden states of a model: blocks, names, widths, padding masks."""
+"""Finds hidden states in a model: blocks, names, widths, padding masks."""
 
 import contextlib
 import logging
@@ -33,11 +33,11 @@ class HiddenStates(NamedTuple):
         owner: The (nested) model in whose graph they are.
         names: A name for each, for logs: `layer_0` for the first block, or the
             name by which the layer was chosen.
-        tensors: Symbolic tensors of shape `(batch, length, dim)`, or what
-            layers inside of a layer of the graph return.
-        masks: For each, where its mask comes from; None for Keras's own.
+        tensors: Symbolic tensors of shape `(batch, length, dim)`, or outputs of
+            layers inside of a layer of the graph.
+        masks: For each, where its mask comes from; None for its Keras mask.
         uses_keras_masks: Whether masks that Keras puts on states count.
-        attachment: All of it, to be shown.
+        attachment: A description of these states.
     """
 
     owner: keras.Model
@@ -58,7 +58,7 @@ class HiddenStates(NamedTuple):
         return int(self.shapes[0][-1] or 0)
 
 
-_OUTPUT = "output"  # As `layers`: what the model returns.
+_OUTPUT = "output"  # A value of `layers`: what the model returns.
 
 
 class _Chosen(NamedTuple):
@@ -76,13 +76,13 @@ def find_states(
     mask: Mask = None,
     line: str = "attach(model, {})",
 ) -> HiddenStates:
-    """The states that `layers` chooses, see `attach`.
+    """Finds the states that `layers` chooses, see `attach`.
 
     Args:
         model: Model with a graph.
         layers: See `attach`.
         mask: See `attach`.
-        line: The line that the user could have written, for messages.
+        line: Pattern of the user's line of code, for messages.
 
     Raises:
         ValueError: If `model` is not Functional, or a chosen layer does not
@@ -139,7 +139,7 @@ def find_states(
 
 
 def _own_output(model, mask):
-    """What the model itself returns, if that is one embedding an example."""
+    """The model's own output, if that is one embedding of each example."""
     embeddings = [x for x in model.outputs if _is_embedding(x)]
     if len(model.outputs) != 1 or not embeddings or mask not in (None, False):
         raise ValueError(
@@ -162,7 +162,7 @@ def _own_output(model, mask):
 
 
 def _masks_said(model):
-    """What layers that are attached to `model` were told to be padding."""
+    """Arguments `mask` of the layers that are attached to `model`."""
     masks = [
         getattr(layer, "mask_argument", None)
         for layer in keras_graph.attached_layers(model).values()
@@ -229,7 +229,7 @@ def _choose(root, layers, line):
 
 
 def _parse(layers):
-    """A prefix, names of models, and an index or name, for each item."""
+    """Splits each item into a prefix of names and an index or name."""
     items = [layers] if isinstance(layers, (str, int)) else layers
     if isinstance(items, bytes) or not isinstance(items, Sequence) or not items:
         raise ValueError(
@@ -253,7 +253,7 @@ def _parse(layers):
 
 
 def _choose_together(root, prefix, items, layers, line):
-    """What is asked for of one (nested) model, or stack in a model."""
+    """Makes the choices in one (nested) model, or in a stack in a model."""
     scopes, stack, named = _scopes_at(root, prefix)
     if scopes:
         names = {x for x in items if isinstance(x, str)} - {"all"}
@@ -290,7 +290,7 @@ def _choose_together(root, prefix, items, layers, line):
 
 
 def _scopes_at(root, prefix):
-    """What a prefix leads to.
+    """Finds what a prefix of names leads to.
 
     Returns:
         A tuple: the calls of nested models; the names of composite layers in
@@ -409,7 +409,7 @@ def _at(blocks, index):
 
 
 def _state_in(call):
-    """Position of the output of a block that goes on from its input."""
+    """Position of the output of a block that has the shape of an input."""
     shapes = [tuple(x.shape) for x in call.inputs]
     for i, output in enumerate(call.outputs):
         if tuple(output.shape) in shapes:
@@ -504,7 +504,7 @@ def _check_widths(names, chosen, states):
 
 
 def _width_hint(chosen):
-    """What to write where the chosen blocks are of several widths."""
+    """Hint on what to write if the chosen blocks are of several widths."""
     index_of = {id(x): i for i, x in enumerate(chosen[0].scope.blocks)}
     if not all(id(c.call) in index_of for c in chosen):
         return ""
@@ -713,14 +713,14 @@ _POOLER = "pooled_dense"  # KerasHub's name, in a backbone that has no head.
 
 
 def find_embedding(model: keras.Model, layer: Any = None) -> Tensor:
-    """The tensor `(batch, dim)` that the graph of a model classifies.
+    """Finds the tensor `(batch, dim)` that a model classifies.
 
-    It is what the last `Dense` layer is given, before dropout: the pooler's
-    output in KerasHub's classifiers, after its dense layer and activation.
+    It is the input of the last `Dense` layer, before dropout. In KerasHub's
+    classifiers it is the output of the pooler, after its activation.
 
     Args:
         model: KerasHub task or backbone, or any Functional model.
-        layer: Name of the layer that returns the embedding instead.
+        layer: Name of the layer that returns the embedding; None to find it.
 
     Raises:
         ValueError: If `model` is not Functional or has no such tensor.

@@ -1,4 +1,4 @@
-"""Where the padding masks of hidden states come from."""
+"""Finds the padding masks of hidden states."""
 
 import contextlib
 import dataclasses
@@ -18,8 +18,8 @@ from keras_istar._src.types import Tensor
 # and its padding id; a function of the inputs.
 Mask = None | bool | str | Mapping[str, int] | Callable[[Any], Tensor]
 
-# Lengths to try where the model says none. Sequences may have to be short, for
-# they have positions, or long, for they are sampled down.
+# Lengths to try where the model leaves them open: short ones for models with
+# few positions, long ones for models that sample sequences down.
 _LENGTHS = (6, 10, 1536, 2560)
 
 
@@ -28,9 +28,9 @@ class MaskSource:
     """A padding mask that can be computed from tensors of a graph.
 
     Attributes:
-        words: Where it comes from, for people.
+        words: Where it comes from, in words.
         tensors: Symbolic tensors.
-        function: From them to the mask `(batch, length)`.
+        function: Function of them that returns the mask `(batch, length)`.
     """
 
     words: str
@@ -38,7 +38,7 @@ class MaskSource:
     function: Callable[..., Tensor]
 
     def spec(self, shapes: Mapping[int, Any] | None = None) -> Any:
-        """The mask as a symbolic tensor; of other lengths if given."""
+        """The mask as a symbolic tensor, for other shapes if they are given."""
         tensors = self.tensors
         if shapes is not None:
             tensors = [shapes[id(x)] for x in tensors]
@@ -50,10 +50,10 @@ class Padding:
 
     Args:
         scope: The call of the model in whose graph the states are.
-        mask: What the user says.
+        mask: As `attach` was given it.
 
     Attributes:
-        mask: The same.
+        mask: That argument.
     """
 
     def __init__(self, scope: Scope, mask: Mask):
@@ -65,7 +65,7 @@ class Padding:
             self._chosen = _chosen_source(scope.model, mask)
 
     def source_for(self, call: Call, state: Any) -> MaskSource | None:
-        """The mask of a hidden state, if it is not one of Keras's own.
+        """The mask of a hidden state; None for its Keras mask, or none at all.
 
         Raises:
             ValueError: If the mask that was asked for does not fit.
@@ -87,10 +87,10 @@ class Padding:
         return None
 
     def lacks_mask(self, call: Call, state: Any) -> bool:
-        """Whether token ids become `state`, and nothing tells padding."""
+        """Whether `state` comes from token ids without any mask of padding."""
         if self.mask is False or keras_graph.keras_mask(state) is not None:
             return False
-        # What a composite layer does with a mask shows when it runs.
+        # Whether a composite layer passes its mask on shows when it runs.
         if call.is_inner and any(
             keras_graph.keras_mask(x) is not None for x in call.inputs
         ):
@@ -102,7 +102,7 @@ class Padding:
         rows = _shape_of(state)[:-1]
         try:
             shape = _shape_of(source.spec())
-        except Exception as e:  # Of the user's function, which could be any.
+        except Exception as e:  # A user's function may raise anything.
             raise ValueError(
                 "`mask` must be computed by a function of the model's inputs, "
                 "with `keras.ops`. "
@@ -128,7 +128,7 @@ class Padding:
         if length not in self._shapes:
             self._shapes[length] = keras_graph.shapes_at(
                 self._scope.model,
-                # Both sides of an encoder-decoder are not of one length.
+                # The sides of an encoder-decoder differ in length.
                 lambda name: length + 2 * name.startswith("decoder"),
             )
         return self._shapes[length]
@@ -169,7 +169,7 @@ def _chosen_source(model, mask):
 
 
 def _candidates(model, call):
-    """Masks that the names of inputs, or of the block's arguments, promise.
+    """Masks by their names: inputs of the model, and arguments of the block.
 
     Encoder-decoders name theirs `encoder_padding_mask` and
     `decoder_padding_mask`, and their blocks likewise.
@@ -226,7 +226,7 @@ def _are_ids(tensor):
 
 
 def _stand_in(call, state):
-    """A tensor of the graph that is as long as a state inside of a layer."""
+    """A tensor of the graph as long as a state inside of a layer."""
     if call.is_inner:
         for x in call.inputs:
             if tuple(x.shape) == tuple(state.shape):

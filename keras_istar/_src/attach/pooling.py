@@ -1,4 +1,4 @@
-"""From the tokens of an example to one embedding of it."""
+"""Pooling: the tokens of an example -> one embedding of it."""
 
 from typing import Any
 from typing import Literal
@@ -41,14 +41,15 @@ def pool(
     """One embedding of each example, from its unmasked tokens.
 
     Args:
-        pooling: None for the tokens as they are; `"mean"` or `"max"` of them,
-            by dimension; or the `"first"` or `"last"` of them.
+        pooling: None to keep the tokens; `"mean"` or `"max"` of them in each
+            dimension; or the `"first"` or `"last"` of them.
         states: Shape `(batch, length, dim)`, or with several axes of tokens.
         mask: None, or shape `(batch, length)`; true for tokens that count.
 
     Returns:
-        Embeddings `(batch, dim)`, in float32 or better where they are means,
-        and, if there is a mask, `(batch,)`: whether an example has any token.
+        A tuple: embeddings `(batch, dim)`, in float32 or better if they are
+        means; and None, or with a mask whether each example has any token,
+        `(batch,)`. Without pooling, `states` and `mask`.
     """
     if pooling is None:
         return states, mask

@@ -1,9 +1,9 @@
 """The calls of layers in a model, at any depth, and which of them are blocks.
 
-Blocks are layers made of layers, from hidden states `(batch, length, dim)` to
-hidden states of the same shape. Many models call each block themselves; some
-have a composite layer call them all, and that layer looks like a block, too.
-It is a stack if blocks of one class follow each other inside of it.
+Blocks are layers made of layers that map hidden states `(batch, length, dim)`
+to hidden states of the same shape. Many models call each block themselves. In
+others a composite layer calls them all, and looks like a block itself. It is a
+stack if blocks of one class follow each other inside of it.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ import keras
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.compat.keras_calls import InnerCall
 
-# To try where the model says none: short for texts, long for sounds, which are
-# sampled down.
+# Lengths to try where the model leaves them open: short for texts, long for
+# audio, which is sampled down.
 _LENGTHS = (16, 6, 1536)
 
 _ATTENTION = (
@@ -40,7 +40,7 @@ class Call:
         inputs: Symbolic inputs of the node.
         outputs: Symbolic outputs of the layer, flattened.
         is_block: Whether it is one of the blocks of the scope.
-        problem: Why a composite layer may be no block, and have none to take.
+        problem: Why no blocks can be taken from a composite layer, if so.
     """
 
     layer: keras.layers.Layer
@@ -166,13 +166,16 @@ def _keeps_shape(layer, input_shapes, output_shapes):
 
 
 def _inner_blocks(model, node, known):
-    """Calls of the blocks inside of a composite layer, and what kept from it.
+    """Finds the calls of blocks inside of a composite layer.
 
     Args:
         model: Model with a graph.
         node: Node of any layer in that graph.
-        known: Kinds of layers that were found to have none -> the second value
-            returned, added to.
+        known: Kinds of layers without blocks -> the problem, None if there is
+            none. Kinds that are found are added.
+
+    Returns:
+        A tuple: the calls; and the problem if they could not be found, or None.
     """
     layer = node.operation
     parts = keras_graph.parts_of(layer)
@@ -191,7 +194,7 @@ def _inner_blocks(model, node, known):
         known[kind] = None
         if _looks_like_block(layer, node.input_tensors, node.outputs):
             known[kind] = _other_stack(layer, calls)
-    except Exception as e:  # Of the layer, which could be any.
+    except Exception as e:  # A layer may raise anything.
         known[kind] = (
             "could not be looked into: it may hold some. It raised "
             f"{type(e).__name__}: {e!s:.300}"
@@ -200,14 +203,14 @@ def _inner_blocks(model, node, known):
 
 
 def _calls_inside(model, node):
-    """What `keras_graph.inner_calls` returns.
+    """Returns `keras_graph.inner_calls` of a node.
 
-    Some layers run only if they know the shapes of what they are given,
-    although Keras need not know them to build a model.
+    Some layers run only if they know the shapes of their inputs, which Keras
+    does not need to build a model. For these, lengths are tried.
     """
     try:
         return keras_graph.inner_calls(node)
-    except Exception:  # Of the layer, which could be any.
+    except Exception:  # A layer may raise anything.
         for length in _LENGTHS:
             with contextlib.suppress(Exception):
                 names = [x.name for x in keras_graph.inputs_of(model)]
@@ -253,8 +256,8 @@ def _stack(layer, calls, parent, given, returned):
         layer: The composite layer.
         calls: All calls inside of the outermost layer.
         parent: Index of the composite layer's call, None if outermost.
-        given: Sources of what it is given.
-        returned: Source of what it returns.
+        given: Sources of its inputs.
+        returned: Source of its first output.
     """
     children = [i for i, call in enumerate(calls) if call.parent == parent]
     blocks = [
@@ -286,7 +289,7 @@ def _stack(layer, calls, parent, given, returned):
 
 
 def _other_stack(layer, calls):
-    """Says if `layer` holds a stack of what are no blocks, else None.
+    """Describes a stack of layers in `layer` that are not blocks, else None.
 
     Gemma 3n, for one, has blocks of several streams `(4, batch, length, dim)`.
     """
@@ -318,7 +321,7 @@ def _follow(calls: list[InnerCall], first: int, second: int, lists) -> bool:
     if a.output_shapes[0] != b.output_shapes[0]:
         return False
     is_chained = ("call", first) in b.sources
-    # Experts are listed together, too, but are given the same.
+    # Experts are listed together, too, but are given the same input.
     is_listed = any(_holds(x, a.layer) and _holds(x, b.layer) for x in lists)
     return is_chained or (is_listed and a.sources[0] != b.sources[0])
 

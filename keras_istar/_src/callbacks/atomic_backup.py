@@ -2,7 +2,7 @@
 
 Keras writes a backup over the last one, the weights first and then the epoch. A
 run that is killed meanwhile does not start again, or repeats an epoch on newer
-weights, with `double_checkpoint` or without
+weights, even with `double_checkpoint`
 (https://github.com/keras-team/keras/issues/20463). Remove when Keras writes a
 backup beside the last one and then renames it.
 """
@@ -49,7 +49,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
         self, folder: str | os.PathLike, delete_checkpoint: bool = True
     ):
         self.folder = Path(folder)
-        # Keras works here; nothing that is found here counts.
+        # Keras writes here. What is here is never taken for a whole backup.
         super().__init__(
             str(self.folder / "unfinished"), delete_checkpoint=delete_checkpoint
         )
@@ -78,7 +78,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
 
     def _delete(self, backups):
         for backup in backups:
-            # Under this name, none is taken for whole while it is deleted.
+            # Renamed first, so that a half-deleted one is not taken for whole.
             os.rename(backup, self.backup_dir)
             shutil.rmtree(self.backup_dir)
 

@@ -33,41 +33,40 @@ class IStarCallback(IsotropyMonitor):
     `momentum` maintain Σ_S themselves and are only logged. With
     `update_freq="start"` the pass at the start is the only one.
 
-    The logs of every epoch receive the IsoScore of those tokens, of the union
-    of all states as `isoscore_union` and of each state as `isoscore_layer_0`
-    and so on (after the index of the block, or the name of a layer attached by
-    name), and `between_layers`, see `IsotropyMonitor`. If the union collapses,
-    a warning says so once. Callbacks that come after this one in the list see
-    all that, so put it first: `callbacks=[IStarCallback(...),
-    EarlyStopping("isoscore_union"), CSVLogger(...)]`. `History` always does. A
-    layer of `strength=0` only logs:
-    attached beside another regularizer, or to a model that has none, it shows
-    the isotropy of what they train.
+    The logs of every epoch receive the IsoScore of those tokens: of the union
+    of all states as `isoscore_union`, and of each state as `isoscore_layer_0`
+    and so on, by the index of the block or the name of the layer. They also
+    receive `between_layers`, see `IsotropyMonitor`. If the union collapses, a
+    warning says so once. `History` sees all of this, and so do callbacks that
+    come later in the list, so put this one first:
+    `callbacks=[IStarCallback(...), EarlyStopping("isoscore_union")]`. A layer
+    of `strength=0` only logs: attach it beside another regularizer, or to a
+    model that has none, to see the isotropy of that training.
 
-    An estimate that is not finite is reported by a warning and not used; the
-    last good Σ_S stays. Put `TerminateOnNaN(raise_error=True)` before the
-    callbacks that save: by default, Keras ends the epoch and saves weights that
-    are NaN over good ones.
+    An estimate that is not finite causes a warning and is not used; the last
+    good Σ_S stays. Put `TerminateOnNaN(raise_error=True)` before the callbacks
+    that save: by default, Keras still ends the epoch, and these callbacks
+    replace good weights by NaN.
 
-    With `BackupAndRestore` a restarted run goes on with the Σ_S it had. Keras
-    writes that backup in place: a run that is killed meanwhile may not start
-    again, or may repeat an epoch on newer weights; `AtomicBackup` takes its
-    place.
+    With `BackupAndRestore` a restarted run goes on with the Σ_S it had. But
+    Keras writes that backup in place: a run that is killed meanwhile may not
+    start again, or may repeat an epoch on newer weights. Use `AtomicBackup`
+    instead.
 
     With `log_dir`, TensorBoard shows after every epoch, under "isotropy":
 
-    - as scalars what the logs receive, and the `strength`, `shrinkage` and
-      `target` in force, so that a schedule of them can be seen;
-    - as histograms, named `spectrum_union` and `spectrum_layer_0` and so on,
-      log10 of the eigenvalues of the covariance;
-    - as image the figure of `IsotropyReport.plot`, named `report`, with
+    - as scalars, what the logs receive, and the `strength`, `shrinkage` and
+      `target` in force, so that their schedules can be seen;
+    - as histograms named `spectrum_union`, `spectrum_layer_0` and so on, log10
+      of the eigenvalues of the covariance;
+    - as an image named `report`, the figure of `IsotropyReport.plot`, with
       isotropy, spectrum and outlier dimensions by layer.
 
-    All of it comes from the pass that is made anyway. Its step is the epoch, as
-    with `keras.callbacks.TensorBoard`, which shows the scalars by itself when
-    it comes after this callback. Of several processes that train together, the
-    first one writes. If `log_dir` cannot be written to, a warning says so and
-    training goes on.
+    All of this comes from the pass after the epoch. The step is the epoch, as
+    for `keras.callbacks.TensorBoard`, which also shows the scalars if it comes
+    after this callback. Of several processes that train together, the first one
+    writes. If `log_dir` cannot be written to, a warning says so and training
+    goes on.
 
     Args:
         data: What the model's `fit` takes as `x`: arrays, pandas columns,
@@ -77,18 +76,18 @@ class IStarCallback(IsotropyMonitor):
             share it.
         max_tokens: Number of tokens to use, counted once in every state. The
             pass ends with the batch that reaches it. None uses all.
-        update_freq: `"epoch"`, or the number of batches between passes,
-            counted anew in every epoch. With `"start"` no pass is made after
-            the one at the start of training: Σ_S stays as it was there, and
-            the logs receive none of the scores that come from a pass.
+        update_freq: `"epoch"`, or the number of batches between passes, counted
+            anew in every epoch. With `"start"`, the pass at the start of
+            training is the only one: Σ_S stays as it was then, and the logs
+            receive no scores from passes.
         batch_size: Examples in a batch, where `data` does not come in batches,
             rounded up to a multiple of the model's replicas.
         verbose: 0 is silent; 1 draws a progress bar for passes longer than a
             few seconds and says once if `data` is smaller than `max_tokens`.
         log_dir: None, or the folder for TensorBoard's event files. It is made
-            when the first epoch ends, so never with `update_freq="start"`.
-            Without matplotlib, which the extra `report` brings, a warning says
-            that the image is left out.
+            when the first epoch ends, and must be None with
+            `update_freq="start"`. Without matplotlib, which the extra `report`
+            brings, a warning says that the image is left out.
         measures: Names of the measures to log, see `measure`, or `"all"`.
 
     Raises:
@@ -151,7 +150,7 @@ class IStarCallback(IsotropyMonitor):
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        # A model that holds layers of ours without having been attached.
+        # `attach` has not hooked a model that calls layers of ours by itself.
         self._has_hooked = not train_steps.is_hooked(model)
         train_steps.hook(model)
         for layer in keras_graph.find_layers(model, IStarRegularization):
@@ -195,7 +194,7 @@ class IStarCallback(IsotropyMonitor):
             train_steps.unhook(self.model)
 
     def _run_pass(self):
-        """Sets Σ_S of every layer as well."""
+        """Runs a pass, and sets Σ_S of every layer."""
         found = super()._run_pass()
         for layer, states in found.items():
             parts = [x.moments for name, x in states.items() if name != "union"]
@@ -223,7 +222,7 @@ class IStarCallback(IsotropyMonitor):
         }
 
     def _rows(self, layer, states):
-        # Copies, for what a strategy mirrors is not a tensor.
+        # Copies: a variable that a strategy mirrors is not a tensor.
         target = None
         has_target = bool(ops.copy(layer.has_shrinkage_covariance.value) > 0)
         if has_target and not layer.per_layer:

@@ -51,20 +51,20 @@ _SIGNS_OF_COLLAPSE = {
 class IsotropyMonitor(keras.callbacks.Callback):
     """Logs how isotropic hidden states are, and changes nothing.
 
-    At the start of training and after every epoch, any Functional model runs
-    in inference mode over `data` until `max_tokens` tokens have been seen. The
-    pass streams: its memory does not depend on `max_tokens`. The model needs no
-    layer of this package, and gets none.
+    At the start of training and after every epoch, the model runs in inference
+    mode over `data` until `max_tokens` tokens have been seen. The pass streams:
+    its memory does not depend on `max_tokens`. The model may be any Functional
+    one; it needs no layer of this package, and keeps none.
 
     The logs of every epoch receive each measure of each state and of the union
     of all, `isoscore_layer_0` and `effective_rank_union` for example, so that
     `History`, TensorBoard and callbacks that come after this one in the list
-    see them. Of several states they also receive `between_layers`, the share
-    of the union's variance that lies between the means of the states: what is
-    there says how far apart the layers are, not how they are shaped.
+    see them. With several states they also receive `between_layers`, the share
+    of the union's variance that lies between the means of the states. It says
+    how far apart the layers are, not how their clouds are shaped.
 
-    A warning says once if representations collapse, that is if IsoScore or
-    effective rank of the union falls below a tenth of what it was at the start.
+    A warning is given once if representations collapse: if IsoScore or
+    effective rank of the union falls below a tenth of its value at the start.
 
     With `log_dir`, TensorBoard shows after every epoch, under "isotropy", what
     the logs receive; the spectra of the covariances as histograms; and the
@@ -87,8 +87,8 @@ class IsotropyMonitor(keras.callbacks.Callback):
             few seconds and says once if `data` is smaller than `max_tokens`.
         log_dir: None, or the folder for TensorBoard's event files.
         mask: Which tokens count, as in `attach`.
-        pooling: None for all tokens, or how they become one embedding of each
-            example, as in `attach`.
+        pooling: None to measure tokens, or how the tokens of an example become
+            one embedding, as in `attach`.
 
     Raises:
         ValueError: If an argument is out of range; at the start of training,
@@ -150,8 +150,8 @@ class IsotropyMonitor(keras.callbacks.Callback):
         self._dashboard = self._make_dashboard()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "IsotropyMonitor":
-        # No `tf.data` dataset can be copied. A copy shares `data`, which is
-        # only read, and gets its model and pass from the `fit` it is for.
+        # A `tf.data` dataset cannot be copied. A copy shares `data`, which is
+        # only read, and gets its model and pass from the `fit` that uses it.
         own: dict[str, Any] = dict.fromkeys(
             ["_model", "_pass", "_dashboard", "_watched", "_start"]
         )
@@ -215,14 +215,14 @@ class IsotropyMonitor(keras.callbacks.Callback):
             return [probe]
 
     def _shown(self) -> contextlib.AbstractContextManager:
-        """Within this scope, the model calls the watched layers."""
+        """Makes the model call the watched layers within this scope."""
         (probe,) = self._watched
         return probed(
             self.model, self.layers, self.mask, self.pooling, probe=probe
         )
 
     def _run_pass(self) -> dict[Any, dict[str, TokenStatistics]]:
-        """For each watched layer the statistics of its states and their union.
+        """Runs a pass; returns each layer's statistics of its states and union.
 
         The union comes last, as `"union"`.
         """
@@ -255,7 +255,7 @@ class IsotropyMonitor(keras.callbacks.Callback):
         return _SAMPLE_TOKENS if table.need_sample(self.measures) else 0
 
     def _numbers(self, layer, states):
-        """What the logs receive, by key."""
+        """Numbers for the logs, by key."""
         numbers = {}
         for name, tokens in states.items():
             values = _values(name, self.measures, tokens)
@@ -275,7 +275,7 @@ class IsotropyMonitor(keras.callbacks.Callback):
         return {}
 
     def _rows(self, layer, states) -> list[LayerIsotropy]:
-        """What pictures show: a row for each state, if all are finite."""
+        """Rows of the pictures, one for each state, if all are finite."""
         return rows_of(states, ["isoscore"], _SHRINKAGE)
 
     def _warn_of_collapse(self, layer, states):

@@ -24,7 +24,7 @@ class Panel(NamedTuple):
 
     Attributes:
         kind: `"scalar"`, `"histogram"` or `"image"`.
-        tag: Its name. What stands before a slash groups it with others.
+        tag: Its name. Panels with the same text before a slash are grouped.
         value: A number; an array of numbers; bytes of shape
             `(images, height, width, 3)`.
         description: Text that TensorBoard shows beside it.
@@ -39,8 +39,8 @@ class Panel(NamedTuple):
 class EventFiles:
     """Writes to a folder that TensorBoard reads.
 
-    Folder and file come into being with the first `write`, and after every
-    `write` all of it is on disk. If that fails, a warning says so.
+    The first `write` makes the folder and the file. After every `write`, all
+    that was written is on disk. If writing fails, a warning says so.
 
     Args:
         log_dir: The folder.
@@ -59,12 +59,12 @@ class EventFiles:
         self.has_failed = False
 
     def write(self, step: int, panels: list[Panel]) -> None:
-        """Writes all that there is of one step."""
+        """Writes all panels of one step."""
         tf = _import_tensorflow()
         try:
             if self._file is None:
                 self._file = _EventFile(self._log_dir)
-            # Accelerators may be another backend's.
+            # Accelerators may belong to another backend.
             with tf.device("CPU:0"):
                 self._file.write(step, panels)
         except (OSError, tf.errors.OpError) as error:
@@ -110,10 +110,10 @@ class _EventFile:
         self._writer.close()
 
     def _check(self, number):
-        """Raises unless so many more records are on disk.
+        """Raises unless `number` more records are on disk.
 
-        TensorFlow is silent about most writes that fail. A record has 8 bytes
-        that tell the length of its data, and 8 of checksums.
+        TensorFlow does not report most writes that fail. A record is 8 bytes
+        that tell the length of its data, the data, and 8 bytes of checksums.
         """
         self._writer.flush()
         if self._path is None:
@@ -167,7 +167,7 @@ _REPORT = "Isotropy, spectrum and outlier dimensions by layer."
 
 
 class Dashboard:
-    """Shows epochs in TensorBoard.
+    """Writes event files that show epochs in TensorBoard.
 
     Args:
         log_dir: Folder of its event files.
@@ -198,9 +198,9 @@ class Dashboard:
         Args:
             epoch: Its index.
             numbers: What is in the logs.
-            settings: Numbers in force, by a name that ends in theirs.
-            reports: For each layer, which knows its keys in the logs, a row for
-                each state and their union; none where they are not finite.
+            settings: Settings in force, by names that contain the setting's.
+            reports: For each layer, a row for each state and for their union;
+                no rows if these are not finite.
         """
         if self._files.has_failed:
             return
@@ -231,7 +231,7 @@ class Dashboard:
         return [_panel("image", layer.log_name("report"), images, _REPORT)]
 
     def close(self) -> None:
-        """Ends the file, if there is one; `show` would begin another."""
+        """Closes the file, if there is one; the next `show` opens another."""
         self._files.close()
 
 
@@ -240,7 +240,7 @@ def _panel(kind, name, value, description):
 
 
 def _meaning(name):
-    """What a number in the logs says."""
+    """Description of a number in the logs."""
     for name_of_column, column in COLUMNS.items():
         if f"{name_of_column}_" in name:
             return f"{column.title} of the hidden states, as in the logs."

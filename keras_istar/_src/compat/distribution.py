@@ -26,7 +26,7 @@ def add_replicas(local: Tensor) -> Tensor:
 class ReplicaSeedGenerator(keras.random.SeedGenerator):
     """Seeds of random numbers that differ from replica to replica."""
 
-    _STRIDE = 1_000_003  # Further than seeds that users choose lie apart.
+    _STRIDE = 1_000_003  # Larger than usual differences between seeds.
 
     def next(self, ordered: bool = True) -> Tensor:
         seed = super().next(ordered)
@@ -45,12 +45,12 @@ def local_values(variable: keras.Variable) -> list[np.ndarray]:
         values = [value]
     else:
         values = strategy.experimental_local_results(value)
-    # Copies, for a variable is not a tensor.
+    # Copies: the variable of a replica is not a tensor.
     return [ops.convert_to_numpy(ops.copy(value)) for value in values]
 
 
 def number_of_replicas(model: keras.Model) -> int:
-    """Parts into which the batches of `model` are divided."""
+    """Number of parts into which batches of `model` are divided."""
     strategy = getattr(model, "distribute_strategy", None)
     if strategy is not None:
         return strategy.num_replicas_in_sync
@@ -69,7 +69,7 @@ def strategy_scope(model: keras.Model) -> contextlib.AbstractContextManager:
 
 
 def is_chief(model: keras.Model) -> bool:
-    """Whether this process speaks for all that train `model` together."""
+    """Whether this process is the chief of those that train `model`."""
     if keras.backend.backend() == "jax":
         import jax
 
@@ -84,7 +84,7 @@ def is_chief(model: keras.Model) -> bool:
 def add_shared_weight(
     layer: keras.layers.Layer, name: str, shape: tuple = (), value: float = 0.0
 ) -> keras.Variable:
-    """A float32 weight of `layer`, to which replicas assign the same value."""
+    """Adds a float32 weight to `layer`; replicas assign it the same value."""
     return layer.add_weight(
         name=name,
         shape=shape,
@@ -112,7 +112,7 @@ class Replicas(NamedTuple):
 
 
 def current_replicas():
-    """The replicas around this code, None where there can be none."""
+    """The replicas that run this code; None if there are none."""
     if has_strategy():
         return _tensorflow_replicas()
     if keras.backend.backend() == "torch":

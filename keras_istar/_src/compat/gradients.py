@@ -14,13 +14,13 @@ def custom_gradient(gradient: Callable) -> Callable:
     """Decorates a function of tensors with its gradient, on every backend.
 
     Args:
-        gradient: Function of the arguments, a tuple in which those that are
-            absent are None, and of the gradients of the outputs, one for each.
-            It returns a gradient for each argument, None for none.
+        gradient: Function of the tuple of arguments, with None for absent ones,
+            and of the gradient of each output. It returns for each argument its
+            gradient, or None.
 
     Returns:
-        Decorator of a function that returns a tensor or a tuple of them.
-        Arguments are kept for the backward pass, and nothing else.
+        Decorator of a function that returns a tensor or a tuple of them. Only
+        the arguments are kept for the backward pass.
     """
     if keras.backend.backend() == "torch":
         return functools.partial(_torch_differentiable, gradient)
@@ -88,8 +88,8 @@ def _zeros_unless(gradient, tensor):
 
 
 # On JAX, XLA orders operations to save memory, and gradients may be sharded: to
-# wait for one, devices would have to exchange a piece of it. PyTorch goes by
-# the order of the calls.
+# wait for one, devices would have to exchange a piece of it. PyTorch runs
+# operations in the order of the calls.
 _ONE_AFTER_THE_OTHER = keras.backend.backend() == "tensorflow"
 
 
@@ -97,17 +97,17 @@ def last_first(
     gradients: list[Callable[[Tensor | None], list[Tensor]]],
     before: Tensor | None = None,
 ) -> list[Tensor]:
-    """Gradients of states, one at a time where nothing else sees to it.
+    """Computes gradients of states, the last state first, one at a time.
 
-    A model wants that of its last state first, and by then frees what it keeps
-    for the others: gradients of all states at once would be the peak of a train
-    step.
+    The backward pass of a model needs the gradient of its last state first, and
+    frees memory as it goes on. Gradients of all states at once would be the
+    peak of a train step. Only TensorFlow has to be forced into this order.
 
     Args:
-        gradients: For each state, or for some that are computed together, a
-            function that returns a list of their gradients, computed `after`
-            the tensor it is given.
-        before: What the first of them is given.
+        gradients: Functions, one for each state, or for several that are
+            computed together. Each returns a list of their gradients, computed
+            `after` the tensor that it is given.
+        before: Tensor that the first gradient is computed `after`.
 
     Returns:
         A gradient for each state, in their order.
@@ -121,19 +121,21 @@ def last_first(
 
 
 def after(gradient: Tensor | None, value: Tensor) -> Tensor:
-    """`value`, made to depend on a matrix `gradient` if there is one.
+    """Returns `value`, made to depend on a matrix `gradient` if there is one.
 
-    What is then computed from it is not found to be known from the forward
-    pass, and kept since. A NaN in the gradient would come out anyway.
+    Without this dependency, the compiler would find that the forward pass has
+    computed the same from `value`, and keep it in memory until the backward
+    pass. A NaN in the gradient replaces `value`; it would reach the result
+    anyway.
     """
     if gradient is None:
         return value
-    first = ops.sum(gradient[:1, :1])  # There may be no row.
+    first = ops.sum(gradient[:1, :1])  # The matrix may have no rows.
     return ops.where(ops.isnan(first), ops.cast(first, value.dtype), value)
 
 
 def free_with_graph(gradient: Callable) -> None:
-    """Frees what `tf.custom_gradient` has registered together with its graph.
+    """Lets what `tf.custom_gradient` registers be freed with its graph.
 
     TensorFlow registers such a function for ever, and with it the tensors of
     its graph and the weights that the graph reads
@@ -171,7 +173,7 @@ def _weakly(function):
 
     def call(*arguments):
         function = reference()
-        assert function is not None  # The graph holds it.
+        assert function is not None  # The graph keeps it alive.
         return function(*arguments)
 
     return call

@@ -1,8 +1,8 @@
-"""What layers return that are called inside of another layer.
+"""Records the calls of layers that run inside of other layers.
 
 A composite layer, or a nested model, keeps the outputs of its parts to itself.
-Parts that are tapped show them to the recorder of the thread that calls them.
-Taps are attributes of the layer instances: no class changes, and no weight.
+A part that is tapped shows its calls to the recorder of the calling thread.
+Taps are attributes of the layer instances: classes and weights do not change.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from keras_istar._src.types import Tensor
 
 
 class CallRecorder(Protocol):
-    """Is told of the calls of tapped layers."""
+    """Receives the calls of tapped layers."""
 
     def enter(self, layer: keras.layers.Layer) -> None:
-        """A call of `layer` begins."""
+        """Called when a call of `layer` begins."""
 
     def leave(
         self, layer: keras.layers.Layer, inputs: list[Any], outputs: list[Any]
     ) -> None:
-        """The innermost call, of `layer`, ends."""
+        """Called when the innermost call, of `layer`, ends."""
 
 
 _recorders: contextvars.ContextVar[tuple[CallRecorder, ...]] = (
@@ -42,7 +42,7 @@ _taps: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 @contextlib.contextmanager
 def recorded(recorder: CallRecorder) -> Iterator[None]:
-    """Within this scope, layers that this thread calls are recorded."""
+    """Records the tapped layers that this thread calls within this scope."""
     token = _recorders.set((*_recorders.get(), recorder))
     try:
         yield
@@ -54,12 +54,13 @@ def tap(
     layer: keras.layers.Layer,
     is_recomputed: Callable[[keras.layers.Layer], bool],
 ) -> Callable[[], None]:
-    """Makes `layer` show its calls to recorders; returns what undoes it.
+    """Makes `layer` show its calls to recorders; returns a function to undo it.
 
     Args:
         layer: Any layer.
-        is_recomputed: Whether the backward pass calls the layer anew. Its
-            tensors then belong to an inner function; what leaves it does not.
+        is_recomputed: Function that tells whether the backward pass calls a
+            layer again. Tensors of such a call belong to an inner function;
+            only its outputs can be shown.
     """
     if layer not in _taps:
 
@@ -111,8 +112,8 @@ def _tapped_recomputation(layer):
 
     @functools.wraps(make)
     def rematerialized_call(call, *args, **kwargs):
-        # `jax.checkpoint` keeps the trace of a function, with the weights of
-        # its time as constants, while the function lives: this one is new.
+        # `jax.checkpoint` keeps the trace of a function, with its weights as
+        # constants, as long as the function lives. So each call gets a new one.
         def once(*args, **kwargs):
             return call(*args, **kwargs)
 
@@ -141,15 +142,16 @@ class RecordedOutputs:
 class InnerCall(NamedTuple):
     """A call of a layer inside of another one.
 
-    A source says where a tensor comes from: from the call with an index, or
-    from elsewhere. Layers that have no parts pass the source of their first
-    input on, if they keep its shape: dropout and normalization, for example.
+    A source says where a tensor comes from: `("call", index)` is the output of
+    a call, `("tensor", id)` any other tensor. A layer without parts passes the
+    source of its first input on if it keeps the shape, as dropout and
+    normalization do.
 
     Attributes:
         layer: The layer called.
         parent: Index of the call that it happens in; None for the outermost.
         sources: Sources of its input tensors.
-        passed_on: Source of its first output, were it not this call.
+        passed_on: Source of its first output as seen inside of the call.
         input_shapes: Shapes of its input tensors.
         output_shapes: Shapes of its output tensors.
     """
@@ -163,7 +165,7 @@ class InnerCall(NamedTuple):
 
 
 class CallTree:
-    """Recorder of which calls happen in which, and of what they pass on.
+    """Recorder of the tree of calls, and of the sources of tensors.
 
     Args:
         is_composite: Whether a layer is made of other layers.
@@ -177,7 +179,7 @@ class CallTree:
         self.calls: list[InnerCall | None] = []
         self._open: list[int] = []
         self._sources: dict[int, tuple[str, int]] = {}
-        self._kept: list[Tensor] = []  # So that no `id` is used again.
+        self._kept: list[Tensor] = []  # Alive, so that no `id` is reused.
 
     def source_of(self, tensor: Tensor) -> tuple[str, int]:
         """Where `tensor` comes from."""

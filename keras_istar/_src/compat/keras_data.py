@@ -22,7 +22,7 @@ _DATASETS = (
 def preprocessed(
     model: keras.Model, data: Any, batch_size: int
 ) -> tuple[Any, int | None]:
-    """`data` as `keras.Model.evaluate` takes it, and the batch size to pass.
+    """Returns `data` as `evaluate` takes it, and the batch size to pass.
 
     Args:
         model: Any model. If it is a KerasHub task with a preprocessor, `data`
@@ -65,7 +65,7 @@ def check_repeatable(data: Any) -> None:
 def check_data(model: keras.Model, data: Any) -> None:
     """Raises unless `data` can be what `fit` of `model` takes as `x`.
 
-    Of datasets, only the `element_spec` is looked at.
+    Of a dataset, only the `element_spec` is checked, if it has one.
 
     Raises:
         ValueError: If it cannot.
@@ -84,7 +84,7 @@ def check_data(model: keras.Model, data: Any) -> None:
         raise ValueError(
             f"`data` must be of one length. Received: lengths={lengths}"
         )
-    if all(lengths):  # Whoever needs an example says so.
+    if all(lengths):  # Callers refuse data without examples.
         if _has_preprocessor(model):
             data = _map_leaves(data, _as_preprocessors_take)
         _check_examples(model, data)
@@ -129,7 +129,7 @@ def _check_examples(model, x):
 
 
 def count_examples(model: keras.Model, data: Any) -> int | None:
-    """Number of examples in `data`, None where only iterating tells."""
+    """Number of examples in `data`; None if only iterating would tell."""
     if not _is_arrays(model, data):
         return None
     return min(map(_length, _leaves(model, data)), default=0)
@@ -159,8 +159,8 @@ class _PreprocessedBatches(keras.utils.PyDataset):
 
 
 def _map_preprocessor(task, dataset):
-    """A `tf.data` or Grain dataset, or an iterable of batches, preprocessed."""
-    if hasattr(dataset, "element_spec"):  # tf.data passes fields apart.
+    """Maps the preprocessor of a task over a `tf.data` or Grain dataset."""
+    if hasattr(dataset, "element_spec"):  # `tf.data` passes fields one by one.
         return dataset.map(lambda *batch: task.preprocess_samples(*batch))
     if hasattr(dataset, "map"):
         return dataset.map(
@@ -176,11 +176,11 @@ def _map_preprocessor(task, dataset):
 
 
 def integer_masks(data: Any) -> Any:
-    """Makes boolean masks integers, which `fit` under several replicas needs.
+    """Converts boolean masks to integers, as `fit` on several replicas needs.
 
     Under `MirroredStrategy` and `TPUStrategy`, Keras takes the mean of the
-    first batch over the replicas, which TensorFlow has not for the booleans
-    that KerasHub's preprocessors return as masks. Models read integers alike.
+    first batch over the replicas. TensorFlow has no mean of booleans, which
+    KerasHub's preprocessors return as masks. Models accept integers instead.
 
     Args:
         data: What a preprocessor returns, arrays or tensors in dicts, lists
@@ -195,7 +195,7 @@ def integer_masks(data: Any) -> Any:
     >>> keras_istar.integer_masks(masks)["padding_mask"].tolist()
     [[1, 0]]
     """
-    if hasattr(data, "element_spec"):  # tf.data passes fields apart.
+    if hasattr(data, "element_spec"):  # `tf.data` passes fields one by one.
         return data.map(
             lambda *batch: integer_masks(batch if len(batch) > 1 else batch[0])
         )
@@ -218,7 +218,7 @@ def _without_bool(leaf):
 
 
 def _as_preprocessors_take(leaf):
-    """Arrays and pandas columns in NumPy, as in the `fit` of KerasHub."""
+    """Converts arrays and pandas columns to NumPy, as KerasHub's `fit` does."""
     return ops.convert_to_numpy(leaf) if hasattr(leaf, "__array__") else leaf
 
 
@@ -251,7 +251,7 @@ def _is_dataset(data):
 
 
 def _leaves(model, data):
-    """The arrays of a structure, as `fit` takes it apart."""
+    """The arrays in a structure of data, as `fit` flattens it."""
     if _has_preprocessor(model):
         leaves: list[Any] = []
         _map_leaves(data, leaves.append)
@@ -260,7 +260,7 @@ def _leaves(model, data):
 
 
 def _map_leaves(data, function):
-    """For KerasHub tasks, to which a list is one array of examples."""
+    """Maps data of a KerasHub task, for which a list is one array."""
     if isinstance(data, dict):
         return {k: _map_leaves(v, function) for k, v in data.items()}
     if isinstance(data, tuple):
@@ -275,19 +275,19 @@ def check_inputs(model: keras.Model, x: Any) -> None:
     """Raises unless `x` fits the inputs of `model`.
 
     Args:
-        model: Any model; there is nothing to fit if it has no such inputs yet.
+        model: Any model. Nothing is checked if its inputs are not known yet.
         x: Arrays, or `tf.TypeSpec`s of them, or a structure of either.
 
     Raises:
-        ValueError: If an input is not there, or there are too many, or one is
-            of another shape or holds no numbers.
+        ValueError: If inputs are missing or too many, or one has another shape
+            or does not hold numbers.
     """
     if not getattr(model, "inputs", None) or not keras.tree.flatten(x):
         return
     for tensor, array in _pairs(model, x):
         shape = getattr(array, "shape", None)
         if shape is None or getattr(shape, "rank", 0) is None:
-            continue  # A dataset that knows no more itself.
+            continue  # A dataset of unknown shapes.
         if not _fits(tuple(tensor.shape), tuple(shape)):
             raise ValueError(
                 f"`data` must fit the input {tensor.name!r} of the model, "
@@ -302,7 +302,7 @@ def check_inputs(model: keras.Model, x: Any) -> None:
 
 
 def _pairs(model, x) -> Iterator[tuple[Any, Any]]:
-    """Symbolic inputs of the model, and what `x` has for each."""
+    """Pairs of a symbolic input of the model and its array in `x`."""
     if isinstance(x, dict):
         names = _names(model)
         missing = [name for name in names if name not in x]
@@ -366,7 +366,7 @@ def check_texts(texts: Any) -> None:
     """Raises unless a list, an array or the spec of one holds texts.
 
     Raises:
-        ValueError: If one of the examples is no text.
+        ValueError: If one of the examples is not a text.
     """
     if isinstance(texts, list):
         for text in texts:

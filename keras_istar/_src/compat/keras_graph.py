@@ -1,12 +1,12 @@
-"""Everything that relies on private Keras API: the graph of Functional models.
+"""All use of private Keras API, above all the graph of Functional models.
 
 A Functional model runs the nodes of `_nodes_by_depth`, deepest first, and
 keeps every tensor that they produce until it returns. One more node below the
 outputs therefore sees any hidden state, and changes nothing for the others:
 the model's own nodes, layers, config and outputs stay as they are.
 
-A hidden state inside of a composite layer, or of a nested model, is not among
-those tensors. Such a layer's node is run by a copy that returns the state
+Hidden states inside of a composite layer or a nested model are not among those
+tensors. A copy of the layer's node runs in its place and returns the states
 beside the outputs, see `keras_calls`; the node itself stays as it is.
 """
 
@@ -44,7 +44,7 @@ except ImportError as e:
 
 _BELOW_OUTPUTS = -1  # Outputs are at depth 0.
 
-# What makes up the graph of a Functional model.
+# Attributes that make up the graph of a Functional model.
 _GRAPH = tuple(
     "_inputs _outputs _inputs_struct _outputs_struct _nodes _nodes_by_depth "
     "_operations _operations_by_depth".split()
@@ -59,10 +59,10 @@ class InnerOutput(NamedTuple):
     Attributes:
         node: The node of the outer layer, in the graph of a model.
         layer: The inner layer.
-        call_index: Which of its calls within the node it is.
-        num_calls: How many there are.
-        position: Which of its flattened outputs it is.
-        tensor: A symbolic tensor of its own.
+        call_index: Index among the calls of the layer within the node.
+        num_calls: Number of those calls.
+        position: Index among the flattened outputs of the call.
+        tensor: Symbolic tensor that stands for the output.
     """
 
     node: Any
@@ -81,7 +81,7 @@ class _Attachment(NamedTuple):
 
 # Graph -> name -> what is attached to it.
 _attachments: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-# Graph -> the `InnerOutput`s that its nodes are to return.
+# Graph -> the `InnerOutput`s that its nodes return.
 _shown_outputs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Layer -> its mode, and how often it has been suspended.
 _suspended_modes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -90,7 +90,7 @@ _insertions: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def is_functional(model: Any) -> bool:
-    """Whether `model` has a graph: Functional models, built Sequential ones."""
+    """Whether `model` has a graph: Functional, or Sequential and built."""
     return _graph_of(model) is not None
 
 
@@ -123,7 +123,7 @@ def computed_tensors(model: keras.Model) -> Iterator[Any]:
 
 
 def used_tensors(model: keras.Model) -> set[int]:
-    """`id` of the symbolic tensors that the graph of `model` goes on with."""
+    """`id` of the symbolic tensors that nodes or outputs of `model` use."""
     used = {id(x) for x in _graph_of(model)._outputs}
     for node in nodes(model):
         used.update(id(x) for x in node.input_tensors)
@@ -131,7 +131,7 @@ def used_tensors(model: keras.Model) -> set[int]:
 
 
 def nodes(model: keras.Model) -> list[Any]:
-    """Nodes of the graph of `model`, as it is on its own, in running order."""
+    """Nodes of the graph of `model` without ours, in running order."""
     by_depth = _graph_of(model)._nodes_by_depth
     return [
         _own_node(node)
@@ -148,7 +148,10 @@ def inputs_of(model: keras.Model) -> list[Any]:
 
 
 def inputs_like(model: keras.Model, flat: Sequence[Any]) -> Any:
-    """Flattened inputs, in the structure that `model` is given; one alone."""
+    """Packs flattened inputs into the structure that `model` is given.
+
+    A single input is returned without a list around it.
+    """
     struct = keras.tree.pack_sequence_as(
         _graph_of(model)._inputs_struct, list(flat)
     )
@@ -157,7 +160,7 @@ def inputs_like(model: keras.Model, flat: Sequence[Any]) -> Any:
 
 
 def arguments_of(node: Any) -> dict[int, Any]:
-    """For a nested model's node: `id` of its own inputs -> what it is given.
+    """Maps the `id` of each input of a nested model to what its node is given.
 
     Args:
         node: Node of a nested model with a graph.
@@ -171,11 +174,11 @@ def arguments_of(node: Any) -> dict[int, Any]:
 
 
 def output_keys(node: Any) -> list[str]:
-    """Keys of the outputs of a node's layer: of a dict, or `"0"` and on."""
+    """Keys of the outputs of a node's layer: those of a dict, or `"0"`, ..."""
     layer = node.operation
     struct = getattr(_graph_of(layer), "_outputs_struct", None)
     if struct is None:
-        with contextlib.suppress(Exception):  # Not all layers can say.
+        with contextlib.suppress(Exception):  # Not all layers can tell.
             struct = layer.compute_output_spec(
                 *node.arguments.args, **node.arguments.kwargs
             )
@@ -202,19 +205,19 @@ def shapes_at(
     length_of: Callable[[str], int],
     batch: int | None = None,
 ) -> dict[int, keras.KerasTensor]:
-    """Symbolic tensors of the graph of `model`, had its inputs other lengths.
+    """Shapes of tensors of the graph of `model` for inputs of other lengths.
 
     Args:
         model: Model with a graph.
-        length_of: Function of the name of an input that returns the length to
-            take wherever the input does not say one.
-        batch: Number of examples. Layers are called then, rather than asked
-            for the shapes of their outputs: some run only if they know all
-            shapes, and some tell wrong ones.
+        length_of: Function from the name of an input to the size of those of
+            its axes that are unknown.
+        batch: Number of examples, if all shapes must be known. Layers are then
+            called, not asked for the shapes of their outputs: some run only
+            with known shapes, and some report wrong ones.
 
     Returns:
-        `id` of a tensor -> one that tells its shape. Tensors are left out that
-        cannot be computed so.
+        A dict from the `id` of a tensor to a symbolic tensor of the new shape.
+        Tensors that cannot be computed this way are left out.
     """
     shapes = {}
     for x in inputs_of(model):
@@ -243,17 +246,17 @@ def shapes_at(
 
 
 def spec_of(function: Callable[..., Any], *args: Any) -> Any:
-    """What `function` would return of symbolic tensors, as symbolic tensors."""
+    """Symbolic tensors that `function` returns for symbolic tensors."""
     return compute_output_spec(function, *args)
 
 
 def _spec_of_call(function, node, shapes=None):
-    """What `function` would return of the arguments of a node.
+    """Symbolic tensors that `function` returns for the arguments of a node.
 
     Args:
         function: Any function.
         node: Node of the graph of a model.
-        shapes: What `shapes_at` returns, to know all shapes.
+        shapes: Result of `shapes_at`, if all shapes must be known.
     """
 
     def dense(x):
@@ -262,9 +265,9 @@ def _spec_of_call(function, node, shapes=None):
         shape = x.shape if shapes is None else shapes[id(x)].shape
         return keras.KerasTensor(shape, x.dtype, name=x.name)
 
-    # Keras takes the product of a symbolic tensor and a TensorFlow one for
-    # sparse. Remove when `keras.ops.multiply(keras.Input((2,)), tf.ones(2))`
-    # is dense.
+    # Keras marks the product of a symbolic tensor and a TensorFlow one as
+    # sparse. Remove when `keras.ops.multiply(keras.Input((2,)), tf.ones(2))` is
+    # dense.
     args, kwargs = keras.tree.map_structure(
         dense, (node.arguments.args, node.arguments.kwargs)
     )
@@ -274,7 +277,7 @@ def _spec_of_call(function, node, shapes=None):
 
 @contextlib.contextmanager
 def _not_called(operation):
-    """Layers that are called in this scope do not remember that they were."""
+    """Lets layers forget, after this scope, that they were called in it."""
     is_layer = isinstance(operation, keras.layers.Layer)
     parts = operation._flatten_layers() if is_layer else []
     called = [part._called for part in parts]
@@ -296,8 +299,8 @@ def parts_of(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
 
 
 def lists_of(layer: keras.layers.Layer) -> list[list[Any]]:
-    """What the lists, tuples and dicts hold that are attributes of `layer`."""
-    # The lists of Keras and of its backends hold all layers there are.
+    """Items of the lists, tuples and dicts that are attributes of `layer`."""
+    # Not the lists of Keras and its backends, which hold all sublayers.
     of_any_layer = vars(keras.layers.Layer())
     return [
         list(x.values()) if isinstance(x, dict) else list(x)
@@ -324,12 +327,12 @@ def inner_calls(
 
     Args:
         node: Node of a composite layer.
-        shapes: What `shapes_at` returns, for layers that run only if they know
-            the shapes of what they are given.
+        shapes: Result of `shapes_at`, for layers that run only if they know the
+            shapes of their inputs.
 
     Returns:
-        A tuple of the calls, in the order in which they begin; the sources of
-        what the layer is given; the source of what it returns.
+        A tuple: the calls, in the order in which they begin; the sources of the
+        layer's inputs; the source of its first output.
     """
     layer = node.operation
     parts = parts_of(layer)
@@ -360,15 +363,16 @@ def inner_calls(
 def inner_outputs(
     node: Any, layers: Sequence[keras.layers.Layer]
 ) -> dict[int, list[list[tuple[keras.KerasTensor, bool]]]]:
-    """Outputs of `layers` called inside of a node's layer, as it will run.
+    """Outputs of `layers` that are called inside of a node's layer.
 
     Args:
         node: Node of a composite layer or nested model.
         layers: Layers inside of it.
 
     Returns:
-        `id` of a layer -> for each of its calls, its outputs as symbolic
-        tensors, and whether Keras has put a mask on them.
+        A dict from the `id` of a layer to a list of its calls. Each call is a
+        list of its outputs: a symbolic tensor, and whether Keras has put a mask
+        on it.
 
     Raises:
         Exception: Of any kind, if the outputs cannot leave the node's layer.
@@ -414,9 +418,9 @@ def _around(layer, inner):
 
 
 class _Shown:
-    """Stands for the layer of a node, and returns inner outputs as well.
+    """Stands in for the layer of a node and returns inner outputs as well.
 
-    To Keras, which clones models by the layers of their nodes, it is the layer.
+    Keras clones a model from the layers of its nodes, so this claims to be one.
     """
 
     def __init__(self, node, inner):
@@ -444,7 +448,7 @@ class _Shown:
 
 
 def _found(recorder, inner):
-    """The tensor, None if there were not the calls that there had been."""
+    """The tensor; None if the layer was called another number of times."""
     calls = recorder.calls_of(inner.layer)
     if len(calls) != inner.num_calls:
         return None
@@ -496,7 +500,8 @@ class _Below(keras.Operation):
     """The operation of a node below the outputs.
 
     Args:
-        function: Is given the tensors, and whether the model is training.
+        function: Function of the tensors and of whether the model is training.
+        name: Name of the operation.
     """
 
     def __init__(self, function=None, name=None):
@@ -527,16 +532,18 @@ def attach_layer(
 ) -> None:
     """Makes `model` call `function` on tensors whenever it runs.
 
-    `keras.RematScope` may go on recomputing layers in it, but not all of it: a
-    loss that is added inside of a recomputed function has no gradient.
+    `keras.RematScope` may still recompute layers of the model, but not the
+    whole model: a loss that is added inside of a recomputed function has no
+    gradient.
 
     Args:
-        model: Model with a graph, changed in place; as it was, if this fails.
+        model: Model with a graph, changed in place. It stays as it was if this
+            fails.
         name: Attribute that will hold the layer, so that Keras finds its
             weights, losses and metrics.
         layer: Layer that `function` calls.
-        function: Is given the tensors, None for those that do not exist in
-            this pass, and whether the model is training. What it returns is
+        function: Function of the tensors, with None for those that do not exist
+            in this pass, and of whether the model is training. Its result is
             not used.
         tensors: Tensors of the graph of `model`.
         outer: The model that is trained or run: `model`, or one around it.
@@ -577,9 +584,9 @@ def attached_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
 
 
 def _hosts_of(model):
-    """The layers whose attributes Keras looks through for the model's own.
+    """Layers whose attributes Keras searches for layers of `model`.
 
-    Of a Sequential model it looks at the layers alone, but for saving.
+    In a Sequential model it searches only the layers, except when it saves.
     """
     if isinstance(model, keras.Sequential):
         first = model._functional._inputs[0]._keras_history.operation
@@ -634,7 +641,7 @@ def _set_below_outputs(graph, row):
 
 
 def _set_nodes(graph, by_depth):
-    # Another thread may be running the nodes there have been: it keeps those.
+    # Not in place: another thread may be running the nodes of before.
     vars(graph)["_nodes_by_depth"] = by_depth
 
 
@@ -643,12 +650,12 @@ def insert_layer(
 ) -> None:
     """Makes `model` pass `tensor` of its graph through `layer`.
 
-    What the model computes from `tensor` is computed from the layer's output
-    from now on; layers that do not depend on it are not touched.
+    The model then computes from the layer's output what it computed from
+    `tensor`. Layers that do not depend on `tensor` are not touched.
 
     Args:
-        model: Model with a graph and without attached_layers, changed in
-            place; as it was, if this fails.
+        model: Model with a graph and without attached layers, changed in place.
+            It stays as it was if this fails.
         name: Attribute that will hold the layer.
         layer: Layer from `tensor` to one of the same shape.
         tensor: Symbolic tensor that the model computes.
@@ -693,7 +700,7 @@ def insert_layer(
 
 def _drop_nodes(operations, added):
     for operation in operations:
-        # Of inbound nodes, others know the index.
+        # From the end only: others refer to inbound nodes by index.
         while (
             operation._inbound_nodes and operation._inbound_nodes[-1] in added
         ):
@@ -742,19 +749,20 @@ def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 
 def knows_training(layer: keras.layers.Layer) -> bool:
-    """Whether what calls `layer` can say that it trains.
+    """Whether the caller of `layer` can tell it that the model trains.
 
-    A layer that is called by hand can: whoever calls it sees what it returns.
+    A layer that is called by hand counts: its caller can pass `training`.
     """
     caller = calling_model(layer)
     if caller is layer:
-        # A model that trains or evaluates on JAX asks for losses, unnamed.
+        # On JAX, a model that trains or evaluates is not seen as the caller,
+        # but it collects losses.
         return not in_stateless_scope() or loses_losses()
     return "training" in inspect.signature(caller.call).parameters
 
 
 def loses_losses() -> bool:
-    """Whether a loss that a layer adds now reaches nobody.
+    """Whether a loss that a layer adds now is dropped.
 
     `stateless_call` drops losses unless it is asked to return them.
     """
@@ -762,7 +770,7 @@ def loses_losses() -> bool:
 
 
 def has_state(variable: keras.Variable) -> bool:
-    """Whether the scope at hand reads and updates a variable, on JAX."""
+    """Whether the current stateless scope holds a value of `variable`."""
     if not in_stateless_scope():
         return False
     return get_stateless_scope().get_current_value(variable) is not None
@@ -771,14 +779,14 @@ def has_state(variable: keras.Variable) -> bool:
 def has_value(variable: keras.Variable) -> bool:
     """Whether assigning a variable has an effect.
 
-    Within an epoch Keras on JAX takes the values out of the variables, and
-    overwrites them when the epoch ends.
+    On JAX, Keras takes the values out of the variables for an epoch, and
+    overwrites the variables when it ends.
     """
     return variable._value is not None
 
 
 def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:
-    """Makes all layers of the model that calls `layer` use other lists.
+    """Replaces the lists of losses in the model that calls `layer`.
 
     The layer is being called; the model may be the layer itself.
     """
@@ -791,7 +799,7 @@ def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:
 
 
 def has_own_compute_loss(model: keras.Model) -> bool:
-    """Whether `model` computes its loss in another way than Keras."""
+    """Whether `model` has a `compute_loss` of its own."""
     function = getattr(model.compute_loss, "__func__", None)
     return function is not keras.Model.compute_loss
 
@@ -802,11 +810,12 @@ def additional_loss(model: keras.Model, loss: Tensor) -> Tensor:
 
 
 def skip_build(model: keras.Model) -> None:
-    """Spares a model that is built the build from its first batch.
+    """Keeps Keras from building a built model again on its first batch.
 
     Under a strategy, Keras 3.15 builds from the mean of that batch over the
-    replicas, even if there is nothing to build. Replicas whose shares of the
-    batch differ in size have no mean.
+    replicas, even if there is nothing to build. There is no mean if the shares
+    of the replicas differ in size. Remove when Keras does not build a built
+    model.
     """
     model._maybe_symbolic_build = lambda *args, **kwargs: None
 

@@ -6,26 +6,26 @@ import keras
 
 
 class StateVariable(keras.random.SeedGenerator):
-    """A float32 variable that is no weight of the layer that holds it.
+    """A float32 variable that its layer does not count as a weight.
 
     Compiled train steps read and update it on every backend, under every
-    strategy, but `weights`, `get_weights`, `set_weights` and `count_params`
-    leave it out, and so does whatever is built on them: restoring the best
-    weights, averaging weights, legacy `.h5` files. Keras promises that for the
-    states of seed generators alone, so this is one by name. Replicas assign
-    the same value to it.
+    strategy. `weights`, `get_weights`, `set_weights` and `count_params` leave
+    it out, and so do the features built on them: restoring the best weights,
+    averaging weights, legacy `.h5` files. Keras treats only the states of seed
+    generators this way, so this class derives from `SeedGenerator`. Remove when
+    Keras has such variables itself. Replicas assign the same value to it.
 
     Args:
         name: Name of the variable.
         shape: Its shape.
-        value: What it holds at first, one number or an array.
+        value: Initial value, one number or an array.
 
     Attributes:
         state: The `keras.Variable`.
     """
 
     def __init__(self, name: str, shape: tuple = (), value: Any = 0.0):
-        # Not the parent's: that makes a seed.
+        # Not `super().__init__()`, which makes a seed.
         self.name = name
         self.state = keras.Variable(
             keras.initializers.Constant(value),

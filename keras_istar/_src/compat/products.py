@@ -1,4 +1,4 @@
-"""Matrix products on the units that accelerators have for them."""
+"""Matrix products in the types that accelerators multiply fast."""
 
 import functools
 from typing import Any
@@ -10,14 +10,15 @@ from keras_istar._src.types import Tensor
 
 
 def matmul(a: Any, b: Any) -> Any:
-    """`a @ b`, to the digits of float32 or nearly so, also on an accelerator.
+    """Returns `a @ b` in about the precision of float32, on any device.
 
     bfloat16 operands give a float32 product. One bfloat16 pass over float32
     operands would put the score off by up to 2e-5 and its gradient by 2e-3,
     even though deviations from the mean are multiplied; three passes, or the
-    TF32 of recent GPUs, are as good as float32. TensorFlow has no such choice
-    for one product: on a TPU, turn off
-    `tf.config.experimental.enable_tensor_float_32_execution` for all.
+    TF32 of recent GPUs, are as good as float32. TensorFlow cannot choose the
+    precision of one product; on a TPU, turn off
+    `tf.config.experimental.enable_tensor_float_32_execution`, which holds for
+    all products.
     """
     if keras.backend.backend() == "jax":
         from jax import numpy
@@ -33,17 +34,18 @@ def matmul(a: Any, b: Any) -> Any:
 def product_dtype(tokens: Tensor) -> str:
     """Type in which deviations of these tokens from their mean are multiplied.
 
-    That is float64 for float64, float32 for all others, but for bfloat16 on a
-    GPU: bfloat16, which multiplies at twice the rate of TF32 and moves half the
-    bytes. Rounding a deviation y to b significant bits puts it off by at most
-    2⁻ᵇ |y|, and y² adds up to no more than the squares of the tokens do: so it
-    costs at most as much, in the mean square, as rounding the tokens to b bits
-    has cost already. Not so on a CPU, which would widen the operands again, and
-    not with float16, whose range deviations and their gradient may leave: TF32
-    has as many bits as float16.
+    float64 for float64, bfloat16 for bfloat16 on a GPU, else float32.
 
-    The platform is that of the device which JAX takes by default. A program
-    that is compiled for another one is right as well, if not as quick.
+    A GPU multiplies bfloat16 at twice the rate of TF32 and moves half the
+    bytes. Rounding a deviation y to b significant bits changes it by at most
+    2⁻ᵇ |y|. The squares of the deviations add up to no more than those of the
+    tokens, so in the mean square this rounding costs at most as much as the
+    rounding of the tokens to b bits did. A CPU would widen the operands again.
+    Deviations of float16 tokens, and their gradient, may leave the range of
+    float16; TF32 has as many bits.
+
+    The platform is that of JAX's default device. A program that is compiled
+    for another platform is correct, but may be slower.
     """
     dtype = keras.backend.standardize_dtype(tokens.dtype)
     if dtype == "bfloat16" and is_on_gpu(tokens):
@@ -55,10 +57,10 @@ _STATES_AT_ONCE = 4
 
 
 def states_at_once(tokens: Tensor) -> int:
-    """Number of states like this one whose deviations make one product.
+    """Number of hidden states like this one to multiply in one product.
 
-    The product of a state has few tiles for the many cores of a GPU, but to
-    put deviations of states together takes a copy of them.
+    The product of one state has too few tiles for the many cores of a GPU.
+    Joining states copies their deviations, so elsewhere each has its own.
     """
     return _STATES_AT_ONCE if is_on_gpu(tokens) else 1
 
@@ -86,8 +88,8 @@ def _torch_matmul(a, b):
         wide = torch.promote_types(a.dtype, torch.float32)
         return torch.matmul(a.to(wide), b.to(wide))
     if a.dtype == torch.float32:
-        # What `high` precision is elsewhere, in one product: PyTorch has TF32
-        # for the whole program only.
+        # The three passes of JAX's `precision="high"` in one product. PyTorch
+        # can choose TF32 only for the whole program.
         (a, a_rest), (b, b_rest) = _torch_halves(a), _torch_halves(b)
         a = torch.cat([a, a, a_rest], dim=1)
         b = torch.cat([b, b_rest, b])
@@ -106,7 +108,7 @@ def _torch_halves(x):
 
 @functools.cache
 def _torch_widens():
-    """Whether this PyTorch multiplies bfloat16 into float32."""
+    """Whether this PyTorch can multiply bfloat16 into float32."""
     import torch
 
     return hasattr(torch.ops.aten.mm, "dtype")

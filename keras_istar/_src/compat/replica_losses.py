@@ -10,24 +10,24 @@ from keras_istar._src.compat.distribution import has_strategy
 
 
 def separate_losses(layer: keras.layers.Layer) -> None:
-    """Gives every replica its own lists of losses, in the model at work.
+    """Gives every replica its own list of losses, in all layers of the model.
 
     `MirroredStrategy` traces replicas in threads and switches between them at
-    every all-reduce. Lists that replicas share would lose the losses of some
-    and count those of others twice, whichever layer they come from. TensorFlow
+    every all-reduce. If replicas shared a list, losses of some would be lost
+    and those of others counted twice, for every layer of the model. TensorFlow
     1 had the same problem
     (https://github.com/tensorflow/tensorflow/issues/23056). Remove when Keras
     keeps a list of losses for each thread.
 
     Args:
-        layer: Layer that is being called, by a model perhaps.
+        layer: Layer that is being called, on its own or by a model.
     """
     if has_strategy():
         keras_graph.replace_losses(layer, ReplicaLosses)
 
 
 class ReplicaLosses(threading.local, MutableSequence):
-    """A list of losses, another one in each thread, empty at first."""
+    """A list of losses with separate items in each thread, empty at first."""
 
     def __init__(self):
         self._losses = []

@@ -1,15 +1,16 @@
-"""Train steps: what layers log on JAX, and which penalties Keras would lose.
+"""Hooks of train steps, for logs on JAX and penalties that Keras would lose.
 
-Keras runs the forward pass of a train step on JAX without the state of
+On JAX, Keras runs the forward pass of a train step without the state of
 metrics, so a layer cannot log from its call
-(https://github.com/keras-team/keras/issues/21639), and of a layer that is
-called twice it keeps the last loss alone. A model that is hooked here hands
-both over to `compute_loss`, which runs in the same trace. Remove when Keras
-gives the forward pass on JAX the state of metrics and keeps all losses.
+(https://github.com/keras-team/keras/issues/21639). If a layer is called twice,
+Keras keeps only its last loss. Hooks hand logs and losses over to
+`compute_loss`, which runs in the same trace. Remove when Keras gives the
+forward pass on JAX the state of metrics and keeps all losses.
 
-On any backend, a `compute_loss` that calls the model once more, as that of
-KerasHub's SigLIP does, makes Keras forget the losses of the forward pass. So
-models are also hooked that have a `compute_loss` of their own.
+On any backend, a `compute_loss` that calls the model once more, such as that of
+KerasHub's SigLIP, makes Keras forget the losses of the forward pass. Models
+with a `compute_loss` of their own are therefore hooked too. Remove when a call
+of a model no longer clears the losses of the call before.
 """
 
 import contextlib
@@ -32,10 +33,10 @@ class Call(NamedTuple):
     """One call of a layer within a train step.
 
     Attributes:
-        log: Function that updates metrics, if they have not been. It is told
-            whether this is the first call of the layer in a step.
+        log: Function that updates the metrics; None if they are up to date. Its
+            argument says whether this is the first call of the layer in a step.
         metric: One of these metrics.
-        penalty: What the layer has added to the loss, if anything.
+        penalty: Number that the layer added to the loss; None if it added none.
     """
 
     log: Callable[[bool], None] | None
@@ -48,8 +49,8 @@ class TrainStep:
 
     Attributes:
         model: The model.
-        calls: Calls of layers that `compute_loss` has not seen yet.
-        metrics: `id` of the metrics of all calls.
+        calls: Calls of layers that `compute_loss` has not handled yet.
+        metrics: `id` of the metric of every call.
     """
 
     def __init__(self, model: keras.Model):
@@ -69,7 +70,7 @@ def is_needed() -> bool:
 
 
 def current_step() -> TrainStep | None:
-    """The train step that calls this, None outside of any."""
+    """The train step that is being traced; None outside of any."""
     return _step.get()
 
 
@@ -79,17 +80,18 @@ def log_call(
     is_first_call: bool = True,
     penalty: Tensor | None = None,
 ) -> bool:
-    """Logs the call of a layer, as soon as that can be done.
+    """Logs the call of a layer, now or when `compute_loss` runs.
 
     Args:
-        log: Function that updates metrics. It is told whether this is the
-            first call of the layer in a step.
+        log: Function that updates the metrics. Its argument says whether this
+            is the first call of the layer in a step.
         metric: One of these metrics.
-        is_first_call: Whether it is, where the caller knows.
-        penalty: What the layer has added to the loss.
+        is_first_call: Whether this is the first call of the layer in a step, as
+            far as the caller knows.
+        penalty: Number that the layer added to the loss.
 
     Returns:
-        Whether the penalty will be in the loss for sure.
+        Whether the penalty is certain to enter the loss.
     """
     step = current_step()
     if not is_needed():
@@ -104,13 +106,13 @@ def log_call(
 
 
 def has_logged(metric: keras.metrics.Metric) -> bool:
-    """Whether the train step that calls this has logged a metric already."""
+    """Whether the current train step has updated `metric`, or is going to."""
     step = current_step()
     return step is not None and id(metric) in step.metrics
 
 
 def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer | None:
-    """The model whose train step calls `layer`, as far as that is known."""
+    """The model whose train step calls `layer`; None if that is not known."""
     if not is_needed():
         return keras_graph.calling_model(layer)
     step = current_step()
@@ -141,7 +143,7 @@ def hook(model: keras.Model) -> None:
 
 
 def unhook(model: keras.Model) -> None:
-    """Undoes `hook`, unless users have put something in its place."""
+    """Undoes `hook`, except where users have replaced the methods since."""
     attributes = vars(model)
     for name in _HOOKS:
         if hasattr(attributes.get(name), "replaced"):
@@ -156,7 +158,7 @@ def is_hooked(model: keras.Model) -> bool:
 
 
 def _replace(model, name, function):
-    # An attribute of the model itself, if users have given it one.
+    # None, unless users have set this attribute on the model.
     function.replaced = vars(model).get(name)
     vars(model)[name] = function
 
@@ -173,7 +175,7 @@ def _train_step(model: keras.Model) -> Iterator[None]:
     try:
         yield
     finally:
-        # Nothing outlives the trace.
+        # Nothing must outlive the trace.
         _step.reset(token)
 
 

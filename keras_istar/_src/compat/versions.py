@@ -9,10 +9,10 @@ _CHECKED = ("keras", "tensorflow", "keras-hub")
 
 
 def check_versions() -> None:
-    """Refuses versions that would fail later, and less clearly.
+    """Raises for versions that would fail later with a less clear message.
 
-    The bounds are those that the package declares, which pip may have been
-    told to ignore.
+    The bounds are those that the package declares. pip can be told to ignore
+    them.
 
     Raises:
         ImportError: If Keras, TensorFlow or KerasHub is imported or installed
@@ -31,11 +31,11 @@ def check_versions() -> None:
 
 
 def _requirements():
-    """Requirements that the installed package declares and this checks."""
+    """Declared requirements of the installed package that are checked here."""
     try:
         declared = importlib.metadata.requires("keras-istar") or []
     except importlib.metadata.PackageNotFoundError:
-        return []  # It runs from a folder that was not installed.
+        return []  # The package runs from a folder and is not installed.
     requirements = map(Requirement, declared)
     return [x for x in requirements if x.name in _CHECKED]
 

@@ -1,4 +1,4 @@
-"""What `attach` has chosen, to be shown."""
+"""A description of what `attach` has chosen."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ class Attachment(NamedTuple):
         names: A name for each hidden state.
         shapes: The shape of each.
         masks: For each, in words, where its padding mask comes from.
-        left_out: Sentences about what one might have expected, and is not
+        left_out: Sentences about states that one might expect, but that are not
             taken.
         pooling: How the tokens of an example become one, if they do.
     """

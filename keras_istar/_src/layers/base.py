@@ -27,9 +27,8 @@ class Setting:
     """Attribute of a layer that can be assigned without tracing anew.
 
     Reading gives what was assigned: a number, or a schedule, which is a
-    function of the number of training steps so far. Traced code takes
-    `layer.setting(name)`, which is no weight: nothing but an assignment
-    changes it.
+    function of the number of training steps so far. Traced code reads
+    `layer.setting(name)`. That is not a weight: only an assignment changes it.
 
     Args:
         check: Function of the name and a value that returns the value, or
@@ -60,11 +59,11 @@ class Setting:
 
 
 class TrainingMean(keras.metrics.Mean):
-    """Mean over training steps that takes values from a layer alone.
+    """Mean over training steps that only its layer updates.
 
     Keras lists the metrics of a layer in the logs of `evaluate` as well, where
     a value that only training produces would show up as `val_<name>: 0.0`. So
-    there is no value where there was no training step.
+    the result is empty if there was no training step.
 
     Args:
         name: Key in the logs.
@@ -78,7 +77,7 @@ class TrainingMean(keras.metrics.Mean):
         self.is_training = False
 
     def update_state(self, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: train steps of users give labels to every metric."""
+        """Does nothing: train steps of users pass labels to every metric."""
 
     def record(self, value: Tensor, is_new_step: bool = True) -> None:
         """Adds a value; values of one step add up."""
@@ -101,20 +100,20 @@ class HiddenStateRegularization(keras.layers.Layer):
 
     The base class of regularizers. The layer is an identity: it returns its
     (last) input, keeps Keras masks and dtypes, and does nothing outside of
-    training. A subclass says what it measures and which loss that makes. Both
-    the measure and the very number that entered the loss are logged, under the
-    names that the subclass gives. Where one model has several layers of a
-    class, their keys begin with the name of the layer, if it was given one, or
-    else of the model that it is attached to.
+    training. A subclass defines `measure` and `loss`. Both the measure and the
+    number that entered the loss are logged, as `measure_name` and
+    `penalty_name`. If the layer was given a name, the keys begin with it. If a
+    model has several layers of a class without names, the keys begin with the
+    name of the model that each is attached to.
 
     Args:
-        strength: Factor of the loss, any finite number. May be assigned at any
-            time without tracing anew. What was assigned is in force: it is no
-            weight of the model, so nothing that writes weights changes it.
-            Or a schedule, given when the layer is made: a
+        strength: Factor of the loss, any finite number. It may be assigned at
+            any time without tracing anew. It is not a weight of the model, so
+            loading or restoring weights does not change it. Or a schedule,
+            given when the layer is made: a
             `keras.optimizers.schedules.LearningRateSchedule`, or a function of
-            the number of training steps so far, a scalar tensor, by operations
-            of `keras.ops`.
+            the number of training steps so far, a scalar tensor, that uses
+            operations of `keras.ops`.
         **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
 
     Call arguments:
@@ -175,15 +174,24 @@ class HiddenStateRegularization(keras.layers.Layer):
         self.add_logs(self.measure_name, penalty_name)
 
     def measure(self, hidden_states: list[Tensor], masks: list) -> Tensor:
-        """What is logged, from hidden states and a mask or None for each.
+        """Computes the measure of hidden states, which is logged.
 
-        A scalar, or one number for each of several clouds, of which the logs
-        receive the mean.
+        Args:
+            hidden_states: Tensors of shape `(batch, length, dim)`.
+            masks: For each of them, None or a mask `(batch, length)`.
+
+        Returns:
+            A scalar, or a number for each of several clouds; the logs receive
+            the mean.
         """
         raise NotImplementedError
 
     def loss(self, measure: Tensor) -> Tensor:
-        """Scalar that `strength` multiplies."""
+        """Computes the scalar that `strength` multiplies.
+
+        Args:
+            measure: What `measure` has returned.
+        """
         raise NotImplementedError
 
     def covariance(self, hidden_states: list[Tensor], masks: list) -> Tensor:
@@ -205,7 +213,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         return moments.covariance(tokens)
 
     def further_logs(self, measure: Tensor) -> dict[str, Tensor]:
-        """Scalars to log besides, under names given to `add_logs` before."""
+        """Further scalars to log, by names that `add_logs` was given."""
         return {}
 
     def build(self, input_shape: Any) -> None:
@@ -262,7 +270,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         return states[-1]
 
     def rest(self) -> None:
-        """Says that the pass at hand logs nothing, unless it trains."""
+        """Notes that this pass logs nothing, unless its step has logged."""
         means = list(self._means.values())
         # A train step may run the model once more, in inference.
         if not train_steps.has_logged(means[0]):
@@ -321,12 +329,18 @@ class HiddenStateRegularization(keras.layers.Layer):
         """Raises where a setting does not fit the others.
 
         Args:
-            name: Its name.
-            value: What it is to be; of a schedule, what that begins with.
+            name: Name of the setting.
+            value: Its new value; of a schedule, the first one.
         """
 
     def assign_setting(self, name: str, value: Any) -> None:
-        """Puts a setting in force, in the middle of an epoch as well."""
+        """Puts a setting in force, even in the middle of an epoch.
+
+        Raises:
+            ValueError: If the layer is built and the setting, as it was or as
+                it is to be, is not numbers.
+            RuntimeError: If variables cannot be assigned at this moment.
+        """
         variable = self._setting_variables.get(name)
         if self.built and not (
             _kind(value) == _kind(self.settings[name]) == "numbers"
@@ -381,7 +395,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         for name in names:
             self._means[name] = TrainingMean(self.log_name(name))
 
-    # Keras looks for weights in what properties return, so it is none.
+    # Not a property: Keras looks for weights in what properties return.
     def joined_models(self) -> list[keras.Model]:
         """Models that `join` was told of."""
         return list(self._models)
@@ -410,7 +424,7 @@ class HiddenStateRegularization(keras.layers.Layer):
             )
 
     def describe(self) -> str:
-        """Text that says what this layer does, and to which hidden states."""
+        """Says in text what this layer does, and to which hidden states."""
         settings = ", ".join(
             f"{name}={_setting_text(value)}"
             for name, value in self.settings.items()
@@ -507,7 +521,7 @@ def default_prefix(layer: keras.layers.Layer) -> str:
 
 
 def _kind(value):
-    """What a setting is, which cannot change once it is traced."""
+    """Kind of a setting, which cannot change once the setting is traced."""
     if value is None:
         return "none"
     return "schedule" if callable(value) else "numbers"

@@ -30,8 +30,8 @@ class CosineRegularization(HiddenStateRegularization):
     moves their mean towards zero and hardly changes the shape of the cloud,
     which is what IsoScore* measures.
 
-    An identity layer otherwise, like `IStarRegularization`. The mean cosine
-    and the number that entered the loss are logged as `cosine` and
+    Otherwise the layer is an identity, like `IStarRegularization`. The mean
+    cosine and the number that entered the loss are logged as `cosine` and
     `cosine_penalty`.
 
     Args:
@@ -41,7 +41,7 @@ class CosineRegularization(HiddenStateRegularization):
 
     Call arguments:
         hidden_states: Tensor of shape `(batch, length, dim)`, or a list of
-            them; the paper takes the last layer's alone.
+            them; the paper takes only that of the last layer.
         mask: Optional `(batch, length)` tensor, or a list.
         training: Whether to add the penalty.
 
@@ -98,8 +98,8 @@ def _direction_sums(states, mask):
         weights = ops.ones_like(tokens[:, 0])
     tokens = ops.where(weights[:, None] > 0, tokens, 0.0)
     # In units of the widest entry no square over- or underflows, nor does the
-    # gradient of the root. The unit is a constant: directions have none.
-    # With `initial`, there may be no tokens at all.
+    # gradient of the root. The unit is a constant: directions do not depend on
+    # it. `initial` is for a batch without any token.
     widest = ops.max(ops.abs(tokens), -1, keepdims=True, initial=0.0)
     is_zero = widest <= _SMALLEST_ENTRY
     unit = ops.stop_gradient(ops.where(is_zero, 1.0, widest))

@@ -32,17 +32,17 @@ class IsotropicBatchNormalization(keras.layers.Layer):
 
         √( Σ_i Σ_ii / (Σ_i Σ_ii θ_i² + ε) ) · θ.
 
-    No gradient flows through the statistics. The moving averages start from
-    the first batch; before there was one, the layer is an identity. The
-    IsoScore of the scaled embeddings, of θ_i Σ_ij θ_j, is logged in training as
-    `isobn_isoscore`; on the JAX backend only of layers that
+    No gradient flows through the statistics. The moving averages start from the
+    first batch; before it, the layer is an identity. The IsoScore of the scaled
+    embeddings, whose covariance is θ_i Σ_ij θ_j, is logged in training as
+    `isobn_isoscore`; on the JAX backend, only for layers that
     `attach_regularizer` has attached.
 
     Args:
         momentum: Share of the old value in the moving averages, in (0, 1); one
             minus the paper's α.
         beta: Strength of the scaling, 0 for none, 1 for the full one.
-        epsilon: Positive number that keeps small deviations from dividing.
+        epsilon: Positive number that bounds the scale of narrow dimensions.
         **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
 
     Call arguments:
@@ -54,7 +54,7 @@ class IsotropicBatchNormalization(keras.layers.Layer):
 
     Raises:
         ValueError: If an argument is out of range, or the embeddings are not of
-            rank 2.
+            rank 2, not of a float type, or change their width.
 
     Example:
 
@@ -145,7 +145,7 @@ class IsotropicBatchNormalization(keras.layers.Layer):
         covariance = tokens.scatter / ops.maximum(tokens.count, 1.0)
         deviation = ops.sqrt(variances(covariance))
         is_first = ops.convert_to_tensor(self.has_statistics) == 0
-        # One embedding has no variance: that says nothing of the model's.
+        # A single embedding has no variance and says nothing about the model.
         is_usable = ops.logical_and(
             tokens.count > 1, ops.all(ops.isfinite(covariance))
         )

@@ -31,13 +31,13 @@ from keras_istar._src.score.sampling import sampled_moments
 from keras_istar._src.types import Schedulable
 from keras_istar._src.types import Tensor
 
-# With a target, the momentum of Σ_S unless one is given. Its score is what is
-# held, so it must not lag behind the model: with 0.99 models collapsed.
+# The momentum of Σ_S with a target, unless one is given. The target holds the
+# score of Σ_S, which must not lag behind the model: with 0.99 models collapsed.
 _MOMENTUM_OF_TARGET = 0.9
 _MOST_MOMENTUM_OF_TARGET = 0.95
 _STRENGTH_OF_TARGET = 20.0
-# Without either, three quarters of the isotropy at the start are approached so
-# gently that no task lost a point by it.
+# Without a target and a strength, the layer aims at three quarters of the
+# isotropy at the start, so gently that no task lost a point by it.
 _DEFAULT_TARGET = 0.75
 _DEFAULT_STRENGTH = 1.0
 
@@ -47,10 +47,10 @@ class IStarRegularization(HiddenStateRegularization):
     """Adds `strength * (1 - IsoScore*)` of the hidden states to the loss.
 
     The layer is an identity: it returns its (last) input, keeps Keras masks
-    and dtypes, has no trainable weight, and outside of training costs nothing
-    and adds nothing, so `val_loss` is the task's own loss. While training, all
-    unmasked tokens of all states it is given are one cloud of points, across
-    all replicas too, and with Σ their covariance the loss grows by
+    and dtypes, and has no trainable weight. Outside of training it costs
+    nothing and adds nothing, so `val_loss` is the task's own loss. While
+    training, all unmasked tokens of all states, from all replicas, form one
+    cloud. With Σ its covariance, the loss grows by
 
         strength * (1 - IsoScore*(Σ_ζ)),     Σ_ζ = (1 − ζ) Σ + ζ Σ_S,
 
@@ -59,33 +59,33 @@ class IStarRegularization(HiddenStateRegularization):
     does if `momentum` is given. Until there is one, the layer shrinks towards
     the scaled identity tr(Σ)/dim · I.
 
-    With a `target` the layer says where isotropy should be, not how hard to
-    push. The loss grows by
+    With a `target`, the layer moves isotropy to a value, and no further. The
+    loss grows by
 
         strength * (IsoScore − nearest)²,
 
-    where `nearest` is the value in the target that is nearest to the IsoScore:
-    within an interval there is no penalty. The IsoScore is that of Σ_S, which
-    the layer then keeps itself, with a momentum of 0.9 unless one is given: a
-    batch reads lower than many, by how few its tokens are. The gradient is that
-    of the batch's IsoScore*. What is held is the IsoScore in training, which
-    dropout makes higher: in inference, where `IStarCallback` measures, MiniLM
-    ended 3 to 13 % below its targets. Logged besides is `istar_target`, the
-    mean of `nearest`.
+    where `nearest` is the value of the target that is nearest to the IsoScore:
+    within an interval there is no penalty. The IsoScore is that of Σ_S, since
+    that of a batch of few tokens reads low; the layer then keeps Σ_S itself,
+    with a momentum of 0.9 unless one is given. The gradient is that of the
+    batch's IsoScore*. The target is for the IsoScore in training, which dropout
+    makes higher: in inference, where `IStarCallback` measures, MiniLM ended 3
+    to 13 % below its targets. The mean of `nearest` is logged as
+    `istar_target`.
 
     Without `target` and `strength`, the target is three quarters of the
     isotropy at the start, approached gently (`strength=1.0`).
 
-    The batch's IsoScore* (that of Σ_S if there is a `target`) and the very
-    number that entered the loss are logged as `isoscore` and `istar_penalty`; a
-    `name` of your own goes in front of them (`<name>_isoscore`). On the JAX
-    backend Keras allows no layer to log from its call: there, `attach` makes
-    the model log them.
+    The batch's IsoScore* (with a `target`, the IsoScore of Σ_S) and the number
+    that entered the loss are logged as `isoscore` and `istar_penalty`. If the
+    layer is given a `name`, the keys begin with it (`<name>_isoscore`). On the
+    JAX backend Keras does not let a layer log from its call; there, `attach`
+    makes the model log them.
 
-    A strength without a target pushes for as long as training lasts, since
-    Adam moves by its learning rate whatever the strength. MiniLM, trained on
-    all of the training data (5 seeds, one GPU), shows the accuracy (CoLA: the
-    Matthews correlation) and the IsoScore that each ends with:
+    Without a target, a strength pushes for as long as training lasts, since
+    Adam moves by its learning rate even if the strength is small. This is how
+    MiniLM ended on all training data (5 seeds, one GPU): accuracy (CoLA:
+    Matthews correlation) and, in brackets, IsoScore.
 
     ======== ============= ============= =============
     strength SST-2         RTE           CoLA
@@ -98,30 +98,31 @@ class IStarRegularization(HiddenStateRegularization):
     5        0.868 (0.804) 0.496 (0.870) 0.125 (0.731)
     ======== ============= ============= =============
 
-    Arithmetic is in float32 whatever the compute dtype, in float64 for float64
-    states. That type must hold the squares of deviations from the mean: to
-    float32, states closer together than 1e-19 are all equal, and of states
-    farther apart than 1e18 the penalty is NaN.
+    Arithmetic is in float64 for float64 states and in float32 for all others,
+    except that a GPU multiplies deviations of bfloat16 states as bfloat16, into
+    float32 (JAX, PyTorch). Squares of deviations from the mean must fit this
+    type: in float32, states within 1e-19 of each other count as equal, and the
+    penalty of states more than 1e18 apart is NaN.
 
     In float16 the gradient of the penalty, about 4 / (tokens · dim) for each
     number, underflows unless the loss is scaled. `compile` does that for a
-    model whose own policy is `mixed_float16`; a training loop of one's own
-    needs `keras.optimizers.LossScaleOptimizer`.
+    model whose own policy is `mixed_float16`; a custom training loop needs
+    `keras.optimizers.LossScaleOptimizer`.
 
-    `keras.RematScope` skips this layer: it stores nothing that could be
-    recomputed. Build the model that calls it outside of the scope, with the
-    blocks inside, for Keras differentiates no loss that is added within a
-    recomputed model; `attach` sees to that by itself.
+    `keras.RematScope` skips this layer, which stores nothing that could be
+    recomputed. If you call the layer yourself, build the blocks inside of the
+    scope and the model outside: Keras does not differentiate a loss that is
+    added within a recomputed model. `attach` takes care of that.
 
     Args:
         strength: The paper's λ, any finite number: positive pushes towards
             isotropy, negative away from it, 0 only logs. With a `target` it is
-            at least 0, and 20 by default. May be assigned at any time without
-            tracing anew. Or a schedule, given when the layer is made: a
+            at least 0, and 20 by default. It may be assigned at any time
+            without tracing anew. Or a schedule, given when the layer is made: a
             `keras.optimizers.schedules.LearningRateSchedule`, or a function of
             the number of training steps so far, a scalar tensor.
         shrinkage: The paper's ζ in [0, 1]: 0 is the batch alone, 1 is Σ_S
-            alone. May be assigned, or a schedule, like `strength`.
+            alone. It may be assigned, or be a schedule, like `strength`.
         momentum: None, or a number in (0, 1) with which the layer maintains
             Σ_S as an exponential moving average of batch covariances,
             `momentum * Σ_S + (1 - momentum) * Σ`, starting from the first.
@@ -131,28 +132,29 @@ class IStarRegularization(HiddenStateRegularization):
             mean of those scores is another, smaller number.
         max_tokens: None for all tokens, or the number to draw at random in
             each step (and replica), in equal parts from each state, at least
-            two from each. Cheaper where tokens are many. The covariance is
-            unbiased, its score reads lower; take several times `dim`. Measured
-            on MiniLM (384 wide, 5,000 token vectors a batch, ζ = 0.2): 2,048
-            change the score by 2 % and its gradient by 15 %, 512 by 10 % and
-            37 %, as root mean squares;
-            from one batch to another they differ by 2.5 % and 27 %.
+            two from each. This saves time where tokens are many. The covariance
+            is unbiased, but its score reads lower; take several times `dim`.
+            Measured on MiniLM (384 wide, 5,000 tokens a batch, ζ = 0.2), as
+            root mean squares: 2,048 tokens change the score by 2 % and its
+            gradient by 15 %, 512 tokens by 10 % and 37 %. From one batch to
+            another they differ by 2.5 % and 27 %.
         seed: Seed of that draw, an integer from 0 to 2³¹ − 1.
         target: None, or the IsoScore to hold: a number in [0, 1]; a pair
             `(low, high)`; or a list with one of these for each hidden state,
-            which implies `per_layer`. May be assigned, or a schedule that
+            which implies `per_layer`. It may be assigned, or be a schedule that
             returns a number or a pair, like `strength`.
         relative: Whether `target` is in multiples of the IsoScore at the start
             of training: with 0.5 the model is to lose half of it, with 1.0 to
-            keep it. The start is the highest of the first 20 steps; the
-            penalty acts from the first one.
+            keep it. That IsoScore is the highest of the first 20 steps; the
+            penalty acts from the first step.
         per_layer: Whether each hidden state is a cloud of its own, with its own
-            Σ_S and `target`. The penalty is the mean over the states. The one
-            cloud of all states can be satisfied by some of them alone.
-        centered: Whether the mean of each state is taken off its tokens before
-            they join the one cloud. If not, part of the variance is that
-            between the means of the states, and to move two means changes the
-            score without changing either state.
+            Σ_S and `target`. The penalty is the mean over the states. The score
+            of one common cloud may reach a target by a change of some states
+            alone.
+        centered: Whether the mean of each state is subtracted from its tokens
+            before they join the common cloud. If not, part of the variance lies
+            between the means of the states, and moving these means changes the
+            score without changing the shape of any state.
         **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
 
     Call arguments:
@@ -166,7 +168,7 @@ class IStarRegularization(HiddenStateRegularization):
     Attributes:
         shrinkage_covariance: Σ_S, a float32 variable of shape `(dim, dim)`;
             with `per_layer` one for each state, `(states, dim, dim)`. Files of
-            the model hold it. It is none of the model's `weights`.
+            the model hold it, but it is not among the model's `weights`.
         has_shrinkage_covariance: Whether Σ_S has been set.
 
     Raises:
@@ -187,7 +189,7 @@ class IStarRegularization(HiddenStateRegularization):
     >>> sorted(history)
     ['isoscore', 'istar_penalty', 'loss']
 
-    A model that is to keep at least half of its isotropy, and gain none:
+    To let a model lose at most half of its isotropy, and gain none:
 
     >>> layer = keras_istar.IStarRegularization(
     ...     target=(0.5, 1.0), relative=True
@@ -281,7 +283,7 @@ class IStarRegularization(HiddenStateRegularization):
                     "`target` must be a number or a pair for a layer of one "
                     f"cloud. Received: target={target!r:.200}"
                 )
-        if callable(strength):  # What it begins with says which way it pushes.
+        if callable(strength):  # Its first value says which way it pushes.
             strength = validation.check_schedule(
                 "strength", strength, validation.check_real
             )
@@ -330,7 +332,7 @@ class IStarRegularization(HiddenStateRegularization):
         clouds = self._clouds(hidden_states, masks)
         batches = [moments.covariance(tokens) for tokens in clouds]
         estimates = self._by_cloud(self.shrinkage_covariance)
-        # An average that is not finite would never become so again.
+        # An average that is not finite would stay so.
         has_estimate = ops.logical_and(
             ops.convert_to_tensor(self.has_shrinkage_covariance) > 0,
             ops.all(
@@ -349,8 +351,8 @@ class IStarRegularization(HiddenStateRegularization):
         score = self._of_clouds(scores)
         if self.target is None:
             return score
-        # What is held is the score of the moving average: that of a batch
-        # reads lower, and only says how to get there.
+        # The value is the score of the moving average, since that of a batch
+        # reads low; the gradient is that of the batch.
         held = ops.stack([unchecked_isoscore(x) for x in averages])
         held = ops.stop_gradient(ops.cast(held, score.dtype))
         self._learn_start(held)
@@ -373,7 +375,7 @@ class IStarRegularization(HiddenStateRegularization):
         return ops.unstack(matrices) if self.per_layer else [matrices]
 
     def _of_clouds(self, values):
-        """One tensor of what clouds have: with an axis of clouds if several."""
+        """Joins values of clouds, with `per_layer` along an axis of clouds."""
         return ops.stack(values) if self.per_layer else values[0]
 
     def loss(self, measure: Tensor) -> Tensor:
@@ -418,7 +420,7 @@ class IStarRegularization(HiddenStateRegularization):
         numbers = {name: self.value_in_force(name) for name in names}
         if self.target is None:
             return numbers
-        # Copies, for what a strategy mirrors is not a tensor.
+        # Copies: a variable that a strategy mirrors is not a tensor.
         bounds = self.target
         if callable(bounds) and self._steps is not None:
             steps = ops.convert_to_tensor(ops.copy(self._steps.state))
@@ -434,10 +436,10 @@ class IStarRegularization(HiddenStateRegularization):
         return {**numbers, "target_low": low, "target_high": high}
 
     def _learn_start(self, scores):
-        """Takes the highest isotropy of the first steps, `(clouds,)`.
+        """Learns the isotropy at the start from scores `(clouds,)` of a step.
 
-        An average of few batches reads low, and the penalty lowers what comes
-        after it.
+        It is the highest of the first steps: the average of few batches reads
+        low, and later the penalty may have lowered it.
         """
         if not self.relative or self._steps is None:
             return
@@ -474,7 +476,7 @@ class IStarRegularization(HiddenStateRegularization):
         return sampled_moments(states, masks, size, self._draws, self.sync)
 
     def estimate(self, states: Sequence[Moments]) -> Tensor:
-        """Σ_S as moments of the states make it, shaped like the variable.
+        """Computes Σ_S from moments of the states, shaped like the variable.
 
         Args:
             states: The moments of the tokens of each state.
@@ -486,7 +488,7 @@ class IStarRegularization(HiddenStateRegularization):
         return self._of_clouds([moments.covariance(x) for x in clouds])
 
     def _average(self, momentum, before, has_before, clouds, batches):
-        """One step of the moving average, skipped where it would be damaged."""
+        """Takes a step of the moving average; a damaged batch is skipped."""
         after = []
         for old, batch in zip(before, batches, strict=True):
             batch = ops.cast(ops.stop_gradient(batch), old.dtype)

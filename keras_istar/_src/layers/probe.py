@@ -31,7 +31,7 @@ class Recorder:
         self._calls.setdefault(id(layer), []).append(list(call))
 
     def calls_of(self, layer) -> list[list[HiddenState]]:
-        """For each call of `layer`, several in a siamese model, its states."""
+        """The states of each call of `layer`; a siamese model has several."""
         return self._calls.get(id(layer), [])
 
 
@@ -42,7 +42,7 @@ _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def record_states() -> Iterator[Recorder]:
-    """Within this scope, layers show what they are given to the recorder."""
+    """Records the hidden states that layers are given within this scope."""
     recorder = Recorder()
     token = _recorder.set(recorder)
     try:
@@ -57,7 +57,7 @@ def current_recorder() -> Recorder | None:
 
 
 class Probe(keras.layers.Layer):
-    """Shows the states that it is given to the recorder, and does no more.
+    """Shows the states that it is given to the recorder, and does nothing else.
 
     Attributes:
         state_names: One name for each state.

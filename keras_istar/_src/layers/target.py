@@ -1,4 +1,4 @@
-"""Isotropy to order: the interval that a score should be in."""
+"""Targets: the intervals in which scores should lie."""
 
 import numbers
 from typing import Any
@@ -10,8 +10,8 @@ from keras_istar._src.types import Tensor
 
 Interval = float | tuple[float, float]
 
-# Within so many training steps a relative target learns the isotropy that the
-# model starts from.
+# Number of training steps in which a relative target learns the isotropy at the
+# start.
 STEPS_TO_START = 20.0
 
 _BOUNDS = ("low", "high")
@@ -19,7 +19,7 @@ _LARGEST = float(np.finfo("float32").max)
 
 
 def check_target(name: str, value: Any) -> Any:
-    """Returns a target as numbers, pairs and lists; raises if it is none.
+    """Returns a target as numbers, pairs and lists; raises if it is not valid.
 
     Args:
         name: Name of the argument.
@@ -36,7 +36,7 @@ def check_target(name: str, value: Any) -> Any:
 
 
 def target_config(target: Any) -> Any:
-    """A target for files, which know no tuples; `check_target` reads it."""
+    """Returns a target without tuples, for files; `check_target` reads it."""
     if isinstance(target, list):
         return [target_config(item) for item in target]
     if isinstance(target, tuple):
@@ -91,7 +91,7 @@ def intervals(target: Any, clouds: int) -> np.ndarray:
 
 
 def scheduled_intervals(value: Any, clouds: int) -> Tensor:
-    """The same, of what a schedule returns: a scalar or a pair of them."""
+    """The same from the result of a schedule, a scalar or a pair of them."""
     if isinstance(value, (list, tuple)):
         value = ops.stack([ops.cast(x, "float32") for x in value])
     value = ops.cast(value, "float32")
@@ -102,7 +102,7 @@ def nearest(score: Tensor, bounds: Tensor) -> Tensor:
     """The value of each interval that is nearest to a score.
 
     Args:
-        score: Of any shape.
-        bounds: Low and high, of that shape and an axis of two.
+        score: Tensor of any shape.
+        bounds: Low and high, of that shape and a last axis of two.
     """
     return ops.minimum(ops.maximum(score, bounds[..., 0]), bounds[..., 1])

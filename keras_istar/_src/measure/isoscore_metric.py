@@ -20,9 +20,9 @@ class IsoScore(keras.metrics.Metric):
     """IsoScore of all outputs of an epoch: how evenly they fill space.
 
     The score of `keras_istar.isoscore` for the cloud of all outputs since the
-    last reset, whatever the batches and on however many replicas they ran: it
-    is not a mean of scores of batches. Labels are ignored. The metric needs
-    memory for one matrix `(dim, dim)`.
+    last reset, exact over batches and replicas: it is not a mean of their
+    scores. Labels are ignored. The metric needs memory for one matrix
+    `(dim, dim)`.
 
     Outputs are `(batch, dim)` embeddings or `(batch, length, dim)` hidden
     states. Tokens that the Keras mask of the outputs leaves out do not count;
@@ -36,9 +36,9 @@ class IsoScore(keras.metrics.Metric):
     Call arguments of `update_state`:
         y_true: Ignored.
         y_pred: Tensor of shape `(..., dim)`, `dim` at least 2.
-        sample_weight: Optional tensor `(...)`, or with fewer axes of these; a
-            point counts, once, where it is not zero. In `compile`, Keras gives
-            sample weights to `weighted_metrics` only.
+        sample_weight: Optional tensor `(...)`, which may lack the last of these
+            axes. A point counts once where its weight is not zero. Keras passes
+            sample weights only to `weighted_metrics` of `compile`.
 
     Raises:
         ValueError: If `y_pred` has fewer than two axes, `dim` is less than 2
@@ -116,7 +116,7 @@ class IsoScore(keras.metrics.Metric):
         )
 
     def _build(self, dim):
-        # Keras does so too, in its symbolic call before the first batch.
+        # Keras already gets here in its symbolic call before the first batch.
         if self._dim is None:
             self._dim = dim
             self._moments = RunningMoments(self, dim)

@@ -56,14 +56,14 @@ def measure(
     its own strategy, and is left as it was, attached or not. The pass streams:
     memory does not depend on `max_tokens`. Padding is left out as by `attach`.
 
-    Each state and the union of all get these measures, named as in `measures`
-    with the columns of the report in brackets where they differ. With λ the
-    eigenvalues of the covariance Σ:
+    Each state, and the union of all, gets these measures, with λ the
+    eigenvalues of the covariance Σ. They are named as in `measures`; columns of
+    the report that have other names are in brackets.
 
     - `isoscore`: IsoScore, see `keras_istar.isoscore`.
     - `isoscore_star`: IsoScore* of (1 − ζ) Σ + ζ Σ_S, where Σ_S is always the
-      isotropic matrix tr(Σ)/dim · I, so that reports on models that have been
-      attached compare with reports on models that have not.
+      isotropic matrix tr(Σ)/dim · I, so that reports before and after `attach`
+      can be compared.
     - `participation_ratio`: (Σλ)² / Σλ², how many directions are in use.
     - `effective_rank`: exp of the entropy of λ/Σλ (Roy and Vetterli 2007).
     - `average_cosine`: mean cosine of all pairs of different tokens, exactly.
@@ -75,36 +75,36 @@ def measure(
     - `outliers`: number of dimensions with over 5 times the average variance
       (Rudman, Chen and Eickhoff 2023). The report says which.
     - `mean_norm`: mean Euclidean norm of the tokens.
-    - `twonn` [`twonn_dimension`, `twonn_tokens`]: intrinsic dimension (Facco
-      et al. 2017) of the distinct points of a sample, by scikit-dimension;
-      NaN for fewer than 10 of them.
+    - `twonn` [`twonn_dimension`, `twonn_tokens`]: intrinsic dimension (Facco et
+      al. 2017) of the distinct tokens of a sample, by scikit-dimension; NaN for
+      fewer than 10 of them.
 
     Args:
         model: KerasHub `Task` or `Backbone`, or any Functional or built
-            Sequential Keras model; or a subclassed one that calls an
-            `IStarRegularization` layer itself: what the layer is given is
-            measured.
+            Sequential Keras model; or a subclassed one that calls a regularizer
+            such as `IStarRegularization` itself: the states that the layer is
+            given are measured.
         data: What the model's `fit` takes as `x`: arrays, pandas columns,
             nested dicts and lists of them, raw strings if the model is a
             KerasHub task, or a `tf.data` dataset, with or without labels.
-        layers: Which hidden states, as in `attach`; of a subclassed model the
-            name of the layer, if it has several.
+        layers: Which hidden states, as in `attach`; for a subclassed model with
+            several such layers, the name of one.
         max_tokens: Number of tokens to use, counted once in every state. The
             pass ends with the batch that reaches it. None uses all.
         measures: `"all"`, or names of measures; others are not computed.
             `"all"` leaves `twonn` out, with a note in the report, where
             scikit-dimension is not installed.
         mask: Which tokens count, as in `attach`.
-        pooling: None for tokens, or how the tokens of an example become one
-            embedding, as in `attach`.
-        centered: Whether the mean of each state is taken off its tokens before
-            they join the union. `report.between_layers` is how much of its
-            variance that removes.
+        pooling: None to measure tokens, or how the tokens of an example become
+            one embedding, as in `attach`.
+        centered: Whether the mean of each state is subtracted from its tokens
+            before they join the union. `between_layers` of a report without
+            `centered` is the share of the union's variance that this removes.
         shrinkage: ζ of IsoScore*, in [0, 1].
         sample_tokens: Size of the sample of each state, drawn uniformly from
-            all of its tokens, at most 100,000: it is kept in memory, and
-            `twonn` looks for neighbors among all of its pairs. The union's
-            takes from each state its share.
+            all of its tokens; at most 100,000, since it is kept in memory and
+            `twonn` searches it for neighbors. The sample of the union takes
+            from each state its share.
         batch_size: Examples in a batch, where `data` does not come in batches,
             rounded up to a multiple of the model's replicas.
         seed: Seed of the samples, an integer from 0 to 2³¹ − 1.
@@ -195,7 +195,7 @@ def _shown(
     data: Any,
     batch_size: int,
 ) -> Iterator[Any]:
-    """Within this scope, `model` calls a layer on the hidden states.
+    """Yields a layer that `model` calls on the hidden states in this scope.
 
     The layer has `state_names` and `dim`.
     """

@@ -1,7 +1,7 @@
 """Measures of isotropy: statistics of tokens -> numbers, in float64.
 
-`MEASURES` is the one table of them. To add a measure, write a function and a
-row: reports, pictures and comparisons take everything else from the row.
+`MEASURES` is the table of them. To add a measure, write a function and a row:
+reports, pictures and comparisons take everything else from the row.
 """
 
 import importlib.util
@@ -66,12 +66,12 @@ class Measure(NamedTuple):
     Attributes:
         columns: The numbers by name.
         compute: Function of `MeasureInputs` that returns one number for each
-            column, and for a measure that reads the sample the number of
-            tokens it comes from after them.
+            column. If the measure reads the sample, the number of tokens that
+            it comes from follows.
         meaning: Formula and source, for the documentation.
         sample_column: Name of that number of tokens, if it reads the sample.
         needs_directions: Whether it reads lengths or directions of tokens.
-        needs_package: Module that it imports, if it does.
+        needs_package: Package that it imports, if any.
     """
 
     columns: dict[str, Column]
@@ -91,8 +91,8 @@ class Measure(NamedTuple):
 def choose(chosen: str | Sequence[str]) -> tuple[list[str], list[str]]:
     """Names of the measures asked for, and of those left out.
 
-    `"all"` leaves out the measures whose package is not installed; a measure
-    asked for by name never is.
+    `"all"` leaves out the measures whose package is not installed. A measure
+    that is asked for by name is never left out.
 
     Raises:
         ValueError: If a name is unknown.
@@ -148,7 +148,7 @@ def spectrum(covariance: np.ndarray) -> np.ndarray:
 
 
 def above_rounding(spectrum: Sequence[float]) -> np.ndarray:
-    """The eigenvalues, largest first, that float32's rounding cannot make."""
+    """The eigenvalues that exceed float32's rounding errors, largest first."""
     values = np.asarray(spectrum)
     floor = values[0] * len(values) * np.finfo("float32").eps
     return values[values > floor]

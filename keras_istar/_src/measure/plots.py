@@ -1,4 +1,4 @@
-"""The picture of a report."""
+"""Figures of a report."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from keras_istar._src.measure.report import LayerIsotropy
 
 _INCHES = (7.09, 2.5)  # 180 mm: two columns of a journal page.
-# A card of TensorBoard is that high, and as wide in a window of 1,400 pixels.
+# The size of a TensorBoard card in a window that is 1,400 pixels wide.
 _CARD_INCHES, _CARD_DPI = (10.2, 2.2), 100
 
 # Okabe and Ito, "Color Universal Design", 2008.
@@ -46,11 +46,11 @@ _LEGEND: dict[str, Any] = {
     "handlelength": 1.8,
     "columnspacing": 1.0,
 }
-# Of six lines, in one row or in two.
+# For six lines, in one row or in two.
 _LOW = {**_LEGEND, "ncols": 6, "handlelength": 1.2, "columnspacing": 0.7}
 _HIGH = {**_LEGEND, "ncols": 3}
 
-_LOWEST_RATIO = 1e-3  # Of a variance to the average, that is drawn.
+_LOWEST_RATIO = 1e-3  # Of a drawn variance to the average.
 
 _SCORES = {"isoscore": "IsoScore", "isoscore_star": "IsoScore*"}
 
@@ -63,6 +63,9 @@ def report_figure(
     Args:
         rows: One for each state, then one for their union.
         for_card: Whether the figure is wide and low, for TensorBoard.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
     """
     try:
         import matplotlib
@@ -86,7 +89,7 @@ def report_figure(
 
 
 def report_image(rows: Sequence["LayerIsotropy"]) -> np.ndarray:
-    """The same for a card: red, green and blue bytes, `(220, 1020, 3)`."""
+    """The figure for a TensorBoard card as RGB bytes, `(220, 1020, 3)`."""
     figure = report_figure(rows, for_card=True)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -147,7 +150,7 @@ def _draw_outliers(axes, rows, legend):
     middle = np.sqrt(low[0] * high[0])
     axes.text(0, middle, " middle 90%", color=_GREY, va="center", fontsize=6.5)
     axes.axhline(OUTLIER_RULE, color="black", lw=0.8, ls=(0, (1, 1.5)))
-    # Lines to what is lower, even 0, leave the panel on their way there.
+    # Lines to lower values, even to 0, leave the panel.
     ratios = np.maximum(ratios, _LOWEST_RATIO / 10)
     for dimension, color, marker in zip(
         outliers, _COLORS, _MARKERS, strict=False
@@ -157,7 +160,7 @@ def _draw_outliers(axes, rows, legend):
         )
     axes.set_yscale("log")
     peak = max(np.max(ratios), OUTLIER_RULE)
-    # A quarter and more of the height is for the legend.
+    # Leaves more than a quarter of the height to the legend.
     axes.set_ylim(floor, peak * (peak / floor) ** 0.4)
     axes.set_title("Outlier dimensions")
     axes.set_ylabel("variance / average variance")

@@ -120,7 +120,7 @@ class IsotropyReport:
         rows: One `LayerIsotropy` for each state, then one for their union.
         shrinkage: ζ of IsoScore*.
         shrinkage_target: What Σ_S of IsoScore* was, in words.
-        notes: What the reader has to know besides.
+        notes: Further sentences for the reader.
         package_version: Version of keras_istar that measured.
 
     Raises:
@@ -157,11 +157,13 @@ class IsotropyReport:
         validation.check_tuple("notes", self.notes, str, "a tuple of texts")
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One row a state and one for the union, one column a number.
+        """Returns a frame with a row for each state and for their union.
 
         The index `layer` holds the names. Besides the columns of `measure`
-        there are `tokens` and `outlier_dimensions`, the latter lists. Needs
-        pandas.
+        there are `tokens`, and `outlier_dimensions`, which are lists.
+
+        Raises:
+            ImportError: If pandas is not installed.
         """
         pandas = _import_pandas()
         records = [
@@ -177,10 +179,10 @@ class IsotropyReport:
 
     @property
     def between_layers(self) -> float:
-        """Share of the union's variance between the means of the states.
+        """Share of the union's variance that lies between the states' means.
 
-        The rest is that within the states. To move two means apart changes the
-        isotropy of the union, and that of neither state.
+        The rest lies within the states. Moving the means apart changes the
+        isotropy of the union, but not of any state.
         """
         *states, union = [
             (row.tokens - 1) * sum(row.variances) for row in self.rows
@@ -188,18 +190,18 @@ class IsotropyReport:
         return share_between(sum(states), union)
 
     def compare(self, other: "IsotropyReport") -> "pandas.DataFrame":
-        """`other` minus this report: above zero where `other` has more.
+        """Subtracts this report from `other`: positive where `other` has more.
 
         Args:
             other: Report on another model, or on the same one later.
 
         Returns:
-            Frame of the states and measures that both reports have, without
-            IsoScore* if they name different shrinkages or targets of it. Needs
-            pandas.
+            A frame of the states and measures that both reports have, without
+            IsoScore* if its shrinkage or the target of that differs.
 
         Raises:
             ValueError: If they have no state or no measure in common.
+            ImportError: If pandas is not installed.
         """
         if not isinstance(other, IsotropyReport):
             raise ValueError(
@@ -223,11 +225,14 @@ class IsotropyReport:
         return there.loc[layers, columns] - here.loc[layers, columns]
 
     def plot(self) -> "matplotlib.figure.Figure":
-        """Isotropy, spectrum and outlier dimensions by layer, as one figure.
+        """Draws isotropy, spectrum and outlier dimensions by layer.
 
         Returns:
-            Matplotlib figure with three panels, 180 mm wide, as a page of a
-            paper is. Needs matplotlib.
+            A Matplotlib figure with three panels, 180 mm wide, as wide as a
+            page of a paper.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
         """
         from keras_istar._src.measure import plots
 
@@ -240,10 +245,9 @@ class IsotropyReport:
     ) -> None:
         """Writes the report as JSON, or as a page if `path` ends in `.html`.
 
-        `load` reads back the very same numbers from JSON. The page has
-        figures, tables and words, and needs no other file and no network. A
-        file that is there already is replaced only when the new one is
-        complete.
+        `load` reads back the very same numbers from JSON. The page has figures,
+        tables and words, and needs no other file or network. An existing file
+        is replaced only when the new one is complete.
 
         Args:
             path: File to write.
@@ -280,7 +284,8 @@ class IsotropyReport:
             path: File to read.
 
         Raises:
-            ValueError: If the file is none of `save`, or of a later version.
+            ValueError: If `save` has not written the file, or a later version
+                has.
         """
         content = _read(path)
         try:
@@ -414,11 +419,11 @@ def _to_json(content: dict[str, Any]) -> str:
 
 
 def _write_whole(path: str | os.PathLike, text: str) -> None:
-    """Writes a file; whatever `path` holds stays if that fails."""
+    """Writes a file; if that fails, a file that was there stays."""
     path = pathlib.Path(path)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        # A name may hold bytes that are no text.
+        # A name may hold characters that UTF-8 cannot encode.
         temporary.write_bytes(text.encode("utf-8", "replace"))
         temporary.replace(path)
     finally:
@@ -517,7 +522,7 @@ def _shown(name, value):
     if math.isnan(value):
         return "-"
     text = format(value, COLUMNS[name].format)
-    # Three digits of a score that has none of them say too little.
+    # Three digits would show a small score as 0.
     return text if float(text) or not value else f"{value:.0e}"
 
 

@@ -1,4 +1,4 @@
-"""The HTML page of a report: one file that needs no other and no network."""
+"""The HTML page of a report: one file that needs no other file or network."""
 
 import base64
 import dataclasses
@@ -48,8 +48,8 @@ class Panel(NamedTuple):
     """A picture.
 
     Attributes:
-        source: Data URI with all of it.
-        alternative: What it shows, for those who do not see it.
+        source: The picture as a data URI.
+        alternative: Text for readers who do not see the picture.
         caption: How to read it.
     """
 
@@ -118,7 +118,7 @@ def _table(report: "IsotropyReport") -> Table:
 
 
 def _difference(before: "IsotropyReport", after: "IsotropyReport") -> Table:
-    """What `after` has more than `before`, in layers that both have."""
+    """Measures of `after` minus those of `before`, in layers that both have."""
     frame = before.compare(after)
     columns = _columns(frame.columns)
     rows = [
@@ -133,7 +133,7 @@ def _difference(before: "IsotropyReport", after: "IsotropyReport") -> Table:
 
 
 def _pictures(reports: Sequence["IsotropyReport"]) -> list[list[Panel]]:
-    """For each report the panels of its figure, on scales that all share."""
+    """For each report the panels of its figure, on common scales."""
     figures = [report.plot() for report in reports]
     share_scales(figures)
     return [
@@ -143,7 +143,7 @@ def _pictures(reports: Sequence["IsotropyReport"]) -> list[list[Panel]]:
 
 
 def share_scales(figures: list["Figure"]) -> None:
-    """Gives each panel the vertical scale of its like in all figures."""
+    """Gives the panels at one place of all figures the same vertical scale."""
     for panels in zip(*(figure.axes for figure in figures), strict=True):
         lows, highs = zip(*(axes.get_ylim() for axes in panels), strict=True)
         for axes in panels:
@@ -160,7 +160,7 @@ def _panels(figure, report):
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # It has found the places.
+    figure.set_layout_engine("none")  # The layout is done.
     boxes = [
         axes.get_tightbbox().transformed(figure.dpi_scale_trans.inverted())
         for axes in figure.axes
@@ -202,7 +202,7 @@ def _data_uri(figure, frame):
 
 
 def _alternative(title, report):
-    """What a panel shows, with the numbers if they are few."""
+    """Describes a panel in words, with its numbers if they are few."""
     if title == "Spectrum":
         return "Eigenvalues of the covariance, largest first, a line a layer."
     rows = report.rows
@@ -222,13 +222,13 @@ def _alternative(title, report):
 
 
 def number(column: str, value: float, signed: bool = False) -> str:
-    """A number of a measure as people read it, with its sign if asked for."""
+    """Formats a number of a measure, with its sign if asked for."""
     if math.isnan(value):
         return "–"
     sign = "+" if signed else ""
     text = format(value, f"{sign}z{COLUMNS[column].format}")
     if float(text) == 0:
-        # Not nothing, where three digits say that it is.
+        # Three digits would show a small score as 0.
         is_score = COLUMNS[column].format == ".3f" and value != 0
         text = f"{value:{sign}.0e}" if is_score else text.lstrip("+")
     return text.replace("-", "−")
@@ -256,7 +256,7 @@ def _meanings(report: "IsotropyReport") -> list[tuple[str, str]]:
 
 
 def _summary(report: "IsotropyReport") -> list[str]:
-    """What the report says, in sentences."""
+    """Summary of a report in sentences."""
     *layers, union = report.rows
     sentences = []
     if {"isoscore", "participation_ratio"} <= set(union.values):
@@ -290,7 +290,7 @@ def _spread(report, layers, union):
 
 
 def _change(before: "IsotropyReport", after: "IsotropyReport") -> list[str]:
-    """What differs between two reports, in sentences."""
+    """Differences between two reports in sentences."""
     if any("isoscore" not in r.rows[-1].values for r in (before, after)):
         return [f"{after.model} beside {before.model}, which came before."]
     sentences = []

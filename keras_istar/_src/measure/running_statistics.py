@@ -1,4 +1,4 @@
-"""Statistics of a stream of hidden states, kept in variables."""
+"""Running statistics of a stream of hidden states, kept in variables."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -23,16 +23,16 @@ from keras_istar._src.types import Tensor
 
 
 class RunningStatistic(Protocol):
-    """What is known of a stream of hidden states."""
+    """A statistic of a stream of hidden states, updated batch by batch."""
 
     def add(self, state: HiddenState) -> None:
-        """Takes the hidden states of one batch."""
+        """Adds the hidden states of one batch."""
 
     def reset(self) -> None:
         """Forgets all of them."""
 
     def value(self) -> Any:
-        """What they amount to."""
+        """Returns the statistic of all states that were added."""
 
 
 class Variables(keras.layers.Layer):
@@ -91,7 +91,7 @@ class RunningMoments:
         self.count = self._variables[0]
 
     def value(self) -> Moments:
-        # Copies, for what a strategy mirrors is not a tensor.
+        # Copies: a variable that a strategy mirrors is not a tensor.
         return Moments(*(ops.copy(v.value) for v in self._variables))
 
     def add(self, state: HiddenState) -> None:
@@ -143,7 +143,7 @@ class RunningDirections:
     """`Directions` of all tokens of all replicas.
 
     Args:
-        variables: What makes the variables.
+        variables: Object that makes the variables.
         dim: Width of the hidden states.
     """
 
@@ -180,10 +180,10 @@ class RunningSample:
     cut into batches and spread over replicas.
 
     Args:
-        variables: What makes the variables.
+        variables: Object that makes the variables.
         dim: Width of the hidden states.
         size: Number of tokens to keep.
-        seed: The same seed, stream and devices give the same sample.
+        seed: Seed; the same seed, stream and devices give the same sample.
     """
 
     def __init__(self, variables: Variables, dim: int, size: int, seed: int):
@@ -218,7 +218,7 @@ class RunningSample:
 
 
 class TokenStatistics(NamedTuple):
-    """What is left of a stream of tokens.
+    """Statistics of a stream of tokens.
 
     Attributes:
         moments: Their `Moments`.
@@ -235,7 +235,7 @@ class RunningTokenStatistics:
     """`TokenStatistics` of all tokens of all replicas.
 
     Args:
-        variables: What makes the variables.
+        variables: Object that makes the variables.
         dim: Width of the hidden states.
         sample_size: Number of tokens to sample; 0 for no sample.
         seed: Seed of the sample.
@@ -276,15 +276,14 @@ def unite(
 ) -> TokenStatistics:
     """`TokenStatistics` of the union of disjoint streams.
 
-    Its sample takes from each part what a uniform sample of all tokens would,
-    decided by `seed`.
+    Its sample takes from each part as many tokens as a uniform sample of all
+    tokens would; `seed` decides how many.
 
     Args:
-        parts: Those of the streams.
+        parts: Statistics of the streams.
         sample_size: Number of tokens to sample; 0 for no sample.
         seed: Decides the sample.
-        centered: Whether mean and covariance are those of tokens without the
-            mean of their stream.
+        centered: Whether the mean of each stream is subtracted from its tokens.
     """
     directions = None
     if parts[0].directions is not None:

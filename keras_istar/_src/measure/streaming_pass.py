@@ -23,7 +23,7 @@ _SECONDS_BEFORE_PROGRESS = 5.0
 
 
 class StatesPass:
-    """Runs a model in inference mode and accumulates a statistic of its states.
+    """Runs a model in inference mode, with a running statistic of each state.
 
     It is an `evaluate` of its own, so that Keras takes care of data, devices
     and strategies. Memory does not grow with the number of tokens.
@@ -33,14 +33,15 @@ class StatesPass:
         layers: Built layers of `model` that show their states to a recorder.
             `state_names` has a name for each, `dim` is their width.
         data: What `fit` of `model` takes as `x`; must be iterable repeatedly.
-        max_tokens: Stop after the batch in which every layer has seen so many
-            tokens, counted in each of its states; None for all that there are.
+        max_tokens: The pass ends after the batch in which every layer has seen
+            that many tokens, counted in each of its states; None for all
+            tokens.
         batch_size: Examples in a batch, where `data` does not say. Rounded up
             to a multiple of the replicas.
         show_progress: Whether to draw a bar when the pass takes long.
-        make_statistic: Makes the statistic of one state, an object with `add`,
-            `reset`, `value` and `count`, from `Variables` to keep it in and the
-            width of the state.
+        make_statistic: Function of `Variables` and the width of a state that
+            makes its running statistic, an object with `add`, `reset`, `value`
+            and `count`.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class StatesPass:
             )
 
     def run(self) -> dict[keras.layers.Layer, list[Any]]:
-        """Value of the statistic of each state, over this pass alone."""
+        """Runs the pass; returns the running statistic of each state."""
         self._accumulator.reset()
         with _expected_tracing():
             self._accumulator.evaluate(
@@ -90,10 +91,10 @@ class StatesPass:
 
 @contextlib.contextmanager
 def _expected_tracing() -> Iterator[None]:
-    """Scope in which TensorFlow does not log that functions are traced often.
+    """Keeps TensorFlow from warning of retracing within this scope.
 
-    Every `StatesPass` traces once, as every model does. Where passes are of a
-    batch or two, TensorFlow takes the fifth for a mistake.
+    Every `StatesPass` traces once, as every model does. If passes are short,
+    TensorFlow takes the fifth trace for a mistake.
     """
     logger = logging.getLogger("tensorflow")
 
@@ -108,7 +109,7 @@ def _expected_tracing() -> Iterator[None]:
 
 
 class _Accumulator(keras.Model):
-    """Adds up the statistics of the states that `model` shows to `layers`."""
+    """Keeps running statistics of the states that `model` shows to `layers`."""
 
     def __init__(self, model, layers, make_statistic):
         super().__init__(name="states_pass")
@@ -154,7 +155,7 @@ class _Accumulator(keras.Model):
         return [total.value() for total in self._totals[id(layer)]]
 
     def tokens_seen(self):
-        """Tokens that every layer has seen, at least."""
+        """The smallest number of tokens that a layer has seen."""
         return min(
             sum(int(ops.copy(total.count.value)) for total in totals)
             for totals in self._totals.values()
@@ -165,7 +166,7 @@ class _Monitor(keras.callbacks.Callback):
     """Ends the pass when it has seen enough; says how far it is.
 
     Args:
-        max_tokens: Tokens that are enough, None if none are.
+        max_tokens: Number of tokens that is enough; None for no limit.
         show_progress: Whether to draw a bar when the pass takes long.
         examples: Number of examples in the data, if known.
         batch_size: Examples in a batch, where `examples` is known.
@@ -208,7 +209,7 @@ class _Monitor(keras.callbacks.Callback):
             self._bar.update(min(seen, self._max_tokens), finalize=False)
 
     def _expected(self, seen, batches):
-        """Tokens in the data, as many as there have been an example."""
+        """Estimate of the tokens in the data, from those per example so far."""
         if self._all_tokens is not None:
             return max(self._all_tokens, seen)
         if self._examples is not None:

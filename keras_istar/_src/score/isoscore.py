@@ -9,7 +9,7 @@ from keras_istar._src.validation import check_covariance
 from keras_istar._src.validation import check_points
 from keras_istar._src.validation import check_traceable_fraction
 
-# A cloud narrower than this is a single point to float32.
+# A cloud narrower than this counts as a single point.
 _SMALLEST_SPREAD = 1e-36
 # Sums of points wider than this may overflow.
 _LARGE = 2.0**64
@@ -35,8 +35,8 @@ def isoscore(points: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Returns:
         Scalar tensor in [0, 1]. It is 0, with gradient 0, for fewer than two
-        points and for points that are all equal, as to float32 those within
-        1e-36 are; NaN if a point that counts holds NaN or infinity.
+        points and for points that are all equal, or within 1e-36 of their mean.
+        It is NaN if a point that counts holds NaN or infinity.
 
     Raises:
         ValueError: If `points` has fewer than two dimensions or `dim` < 2, or
@@ -94,8 +94,7 @@ def isoscore_star(
             shape of `mask` or `shrinkage_covariance` does not fit `points`,
             `shrinkage_covariance` is not finite, not symmetric, or has a
             variance below 0 on its diagonal, or `shrinkage` is outside [0, 1].
-            Values are looked at only where they are known, as anywhere but in
-            a function that is being traced.
+            While a function is traced, values are not known and not checked.
 
     Example:
 
@@ -123,7 +122,7 @@ def isoscore_star(
     target = ops.cast(target, batch.dtype)
     width = ops.sqrt(ops.stop_gradient(ops.max(ops.abs(target))))
     unit = ops.maximum(spread, width)
-    # The spread of points near the largest float is infinite.
+    # The spread of points near the largest float may be infinite.
     batch = batch / ops.square(ops.maximum(width / spread, 1.0))
     target = target / unit / unit
     if not isinstance(shrinkage, float):  # `cast` would round it to float32.
@@ -146,10 +145,9 @@ def isoscore_from_covariance(covariance: Tensor) -> Tensor:
         Scalar tensor in [0, 1]; 0, with gradient 0, for the zero matrix.
 
     Raises:
-        ValueError: If `covariance` is not square or `dim` < 2; or if its
-            values are known, as anywhere but in a function that is being
-            traced, and are not finite, not symmetric, or below 0 on the
-            diagonal.
+        ValueError: If `covariance` is not square, `dim` < 2, or its values are
+            not finite, not symmetric, or below 0 on the diagonal. While a
+            function is traced, values are not known and not checked.
 
     Example:
 
@@ -167,7 +165,7 @@ def _standardize(points, mask):
     Neither sums nor squares overflow or vanish, whatever the scale.
     """
     points = ops.cast(points, moments_dtype(points.dtype))
-    # To divide by a power of two rounds nothing, as another number would.
+    # Division by a power of two does not round.
     unit = ops.where(_largest(points, mask) > _LARGE, _LARGE, 1.0)
     unit = ops.cast(unit, points.dtype)
     points = points / unit
@@ -188,8 +186,8 @@ def _largest(points, mask):
 def unchecked_isoscore(covariance: Tensor) -> Tensor:
     """IsoScore of a covariance, without checking its values.
 
-    Training and measuring score covariances of their own. These may hold NaN,
-    which must not end a training, so the score is NaN then.
+    For covariances that training computes itself. They may hold NaN, which must
+    not end a training: the score is then NaN.
 
     Args:
         covariance: Float tensor of shape `(dim, dim)`.

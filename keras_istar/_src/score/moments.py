@@ -34,7 +34,7 @@ def _zero_masked(values, weights):
 
 
 def _groups(centers, tokens_and_weights):
-    """Center, tokens and weights of neighboring states multiplied at once."""
+    """Groups of center, tokens and weights of states to multiply at once."""
     number = len(tokens_and_weights) // 2
     own = ops.unstack(centers, num=centers.shape[0])
     if len(own) == 1:
@@ -136,10 +136,11 @@ def sums_about(
         centers: Constants: `(1, dim)` for all states, or `(states, dim)`.
         *tokens_and_weights: For each state `(tokens, dim)`, any float dtype;
             then for each state None, or ones and zeros of shape `(tokens,)`.
-        train: If true, only what is given is kept for the backward pass, which
+        train: If true, only the arguments are kept for the backward pass, which
             recomputes the deviations and costs one matrix product a state. If
-            not, autodiff keeps the deviations and takes two, but can also go
-            forward: custom gradients have no `jax.jvp`.
+            false, autodiff keeps the deviations and takes two products, but
+            forward mode works as well: custom gradients have no `jax.jvp`.
+            PyTorch always does as if true.
 
     Returns:
         Tensors of shape `(dim, dim)`, over all states, and of the shape of
@@ -197,20 +198,19 @@ def union_moments(
 ) -> Moments:
     """Moments of the unmasked tokens of several states, as one cloud.
 
-    The same as `combine` of their `token_moments`, but all deviations are from
-    one center, so that sums of one kind are added up before anything else is
-    done with them. Where XLA shards the tokens over devices, each kind then
-    travels in one all-reduce: first the sum that makes the center, then the
-    matrix and the offset.
+    Equal to `combine` of their `token_moments`. But all deviations are from one
+    center, so that sums of one kind can be added up first. Where XLA shards the
+    tokens over devices, each kind then travels in one all-reduce: first the sum
+    that makes the center, then the matrix and the offset.
 
-    To train, the gradient keeps only the states, the masks and a `(dim,)`
-    vector for the backward pass, which costs one matrix product a state.
+    With `train`, only the states, the masks and a `(dim,)` vector are kept for
+    the backward pass, which costs one matrix product a state.
 
     Args:
         states: Float tensors of shape `(..., dim)`.
         masks: For each state, None or a tensor of its shape without `dim`.
         train: How to differentiate, see `sums_about`.
-        centered: Whether each state's mean is taken off its tokens first.
+        centered: Whether the mean of each state is subtracted from its tokens.
 
     Returns:
         `Moments` of all their tokens.
@@ -263,7 +263,7 @@ def combine(parts: list[Moments], centered: bool = False) -> Moments:
 
     Args:
         parts: `Moments` of the sets, in any order; empty sets are allowed.
-        centered: Whether the mean of each set is taken off its tokens first.
+        centered: Whether the mean of each set is subtracted from its tokens.
 
     Returns:
         `Moments` of all their tokens.
@@ -310,7 +310,7 @@ def merge(
     )
     # A selection, not a product: no rounding, whatever the matmul precision.
     center = ops.stop_gradient(ops.sum(largest[:, None] * centers, axis=0))
-    # An empty part has no mean, and no weight: any finite value will do.
+    # An empty part has no mean and no weight: any finite value will do.
     means = ops.where(
         counts[:, None] > 0, (centers - center) + offsets, 0.0
     )  # about `center`
@@ -374,7 +374,7 @@ def sum_over_replicas(*clouds: Moments) -> list[Moments]:
 
 
 def to_float32(moments: Moments) -> Moments:
-    """In float32, where the offset takes what the center loses."""
+    """Casts moments to float32; the offset takes what the center loses."""
     center = ops.cast(moments.center, "float32")
     lost = moments.center - ops.cast(center, moments.center.dtype)
     parts = moments._replace(center=center, offset=moments.offset + lost)

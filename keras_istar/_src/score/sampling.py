@@ -13,7 +13,7 @@ from keras_istar._src.score import moments
 from keras_istar._src.score.moments import Moments
 from keras_istar._src.types import Tensor
 
-_DIGITS = 6  # Of a key, to the base 16: what float32 tells apart in [0, 1).
+_DIGITS = 6  # Hexadecimal, of a key: what float32 tells apart in [0, 1).
 
 
 def sampled_moments(
@@ -25,16 +25,16 @@ def sampled_moments(
 ) -> Moments:
     """Unbiased moments of several states, from a random subset of their tokens.
 
-    `size` unmasked tokens of each state are drawn without replacement. Over
-    the draws, mean and covariance have those of all unmasked tokens of all
-    states as their expectation. Shapes depend on `size` and on those of the
-    states alone, as a TPU needs; the cost is that of the tokens drawn.
+    `size` unmasked tokens of each state are drawn without replacement. The
+    expectations of mean and covariance over the draws are those of all unmasked
+    tokens of all states. Shapes depend only on `size` and on the shapes of the
+    states, as a TPU needs; the cost is that of the tokens drawn.
 
     Args:
         states: Float tensors of shape `(..., dim)`.
         masks: For each state, None or a tensor of its shape without `dim`.
-        size: Number of tokens to draw from each. All are used if there are no
-            more.
+        size: Number of tokens to draw from each state. A state with fewer
+            tokens gives all of them.
         seed: Source of randomness; advances with every call.
         sync: Whether the moments of all replicas will be added up.
 
@@ -62,8 +62,8 @@ def _flatten(states, mask):
 def _alike(states, masks):
     """Places of the states that share a mask, hence a number of tokens.
 
-    Lengths may be unknown in a graph, so that states without a mask are alike
-    only if their shapes say so.
+    Lengths may be unknown in a graph. States without a mask are alike only if
+    their shapes are known and equal.
     """
     groups: dict[object, list[int]] = {}
     for place, (state, mask) in enumerate(zip(states, masks, strict=True)):
@@ -76,10 +76,11 @@ def _alike(states, masks):
 def _sample(flat, total, size, seed):
     """Moments of states that share their weights.
 
-    With S the covariance of all n tokens of a state, the scatter (k - 1) S of
-    a sample of k should become (n - 1) S. But the mean of the sample is off by
-    a variance of (1/k - 1/n) S, so that merging adds n (1 - n/N) times that,
-    where N is the number of tokens in the union: so much less is needed here.
+    Let S be the covariance of all n tokens of a state, and N the number of
+    tokens in the union. The scatter of a sample of k tokens, (k - 1) S on
+    average, is scaled up to (n - 1) S, less what merging adds by chance: the
+    mean of the sample has the variance (1/k - 1/n) S, and merging adds it
+    n (1 - n/N) times.
     """
     weights = flat[0][1]
     places, is_real = _draw(len(flat), weights, size, seed)
@@ -94,7 +95,7 @@ def _sample(flat, total, size, seed):
     share = count / ops.maximum(total, 1.0)
     wanted = (count - 1.0) - (count / k - 1.0) * (1.0 - share)
     growth = ops.maximum(wanted, 0.0) / ops.maximum(k - 1.0, 1.0)
-    # About means that are zero, the scatters of all states are one.
+    # Deviations of all states are about zero: one product sums the scatters.
     scatter = moments.token_moments(deviations, is_real).scatter
     return moments.merge(
         count * ops.ones((len(flat),), count.dtype),
@@ -125,7 +126,7 @@ def _gradient_of_rows(arguments, d_rows):
 def _rows_at(places, *tokens):
     """Rows of each state at its own places, `(states, size, dim)`.
 
-    Backward, a few rows become all tokens of a state, one state at a time.
+    The gradient has zeros for all other tokens, one state at a time.
     """
     places = ops.unstack(places, num=len(tokens))
     rows = [
@@ -142,8 +143,9 @@ def _scattered(rows, places, number, before):
 def _draw(number, weights, size, seed):
     """Places of `size` tokens, and whether each stands for a real token.
 
-    Every token gets a random key, and the lowest ones win. What is left over
-    where there are fewer tokens than `size` stands for none.
+    Every token gets a random key, and the tokens with the lowest keys are
+    drawn. If there are fewer tokens than `size`, the places left over stand for
+    no token.
 
     Returns:
         Tensors of shape `(number, size)`, drawn independently of each other.
@@ -157,9 +159,9 @@ def _draw(number, weights, size, seed):
     keys = ops.where(weights > 0, keys, 1.0)
     is_drawn = keys <= _key_of_rank(keys, size)
     ranks = ops.cumsum(ops.cast(is_drawn, "int32"), axis=1)
-    # Equal keys may be more than there is room for.
+    # Equal keys could draw more than `size` tokens.
     is_drawn = ops.logical_and(is_drawn, ranks <= size)
-    # A table for each draw, behind a place for the tokens that were not drawn.
+    # A table for each draw; its place 0 is for tokens that were not drawn.
     slots = ops.where(is_drawn, ranks, 0)
     slots = slots + (size + 1) * ops.arange(number, dtype="int32")[:, None]
     places = ops.broadcast_to(
@@ -176,11 +178,12 @@ def _draw(number, weights, size, seed):
 
 
 def _key_of_rank(keys, rank):
-    """In each row, the `rank`-th lowest of keys in [0, 1), `(rows, 1)`.
+    """The `rank`-th lowest key of each row, `(rows, 1)`; keys are in [0, 1).
 
-    It is more if there are not so many. Found digit by digit: with a sort
-    among its operations, XLA on a CPU compiles the random numbers of all
-    dropout layers to slow code, and a train step takes several times as long.
+    If a row has fewer keys, the result is larger than all of them. It is found
+    digit by digit, not by a sort: XLA on a CPU compiles a train step with a
+    sort so that the random numbers of all dropout layers are slow, and the step
+    takes several times as long. Remove when a sort does not slow down dropout.
     """
     found = ops.zeros((keys.shape[0], 1), "float32")
     for place in range(1, _DIGITS + 1):
