@@ -370,7 +370,7 @@ def make_optimizer(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the program; exit code 2 and one line for what users can mend."""
+    """Runs the program; a user error ends it with one line, exit code 2."""
     Parser("pretraining.py", __doc__, Options).run(run, argv)
 
 

@@ -40,7 +40,7 @@ def run(options: Options) -> None:
     data.check_data_dir(options.data_dir)
     folder = ResultFolder(options.output)
     records = folder.read()
-    if options.summarise:
+    if options.summarize:
         from study import summary
 
         print(summary.write(records, folder.path))

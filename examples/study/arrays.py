@@ -24,6 +24,7 @@ from finetuning.command_line import Parser  # noqa: E402
 from finetuning.command_line import UserError  # noqa: E402
 from finetuning.command_line import option  # noqa: E402
 
+PARTS = ("train", "validation", "test")
 _CONFIG = (
     "num_layers",
     "num_heads",
@@ -82,6 +83,11 @@ class Examples(NamedTuple):
         """The examples of a slice, or of an array of indices."""
         return Examples(*(array[index] for array in self))
 
+    def renumber(self, rows: np.ndarray) -> "Examples":
+        """The examples with tokens as places among these sorted ones."""
+        tokens = np.searchsorted(rows, self.tokens)
+        return self._replace(tokens=tokens.astype("uint16"))
+
 
 class Arrays(NamedTuple):
     """A task with the encoder that learns it.
@@ -91,7 +97,8 @@ class Arrays(NamedTuple):
         weights: Weights of that, in their order, float32.
         classes: Number of classes, 0 if a number is to be predicted.
         scores: Names of the task's scores, see `finetuning.scores`.
-        train: Examples to train on: all that have a label and are not `test`.
+        train: Examples to train on.
+        validation: Examples by which methods are chosen.
         test: Examples for the final figures.
     """
 
@@ -100,6 +107,7 @@ class Arrays(NamedTuple):
     classes: int
     scores: tuple[str, ...]
     train: Examples
+    validation: Examples
     test: Examples
 
 
@@ -126,11 +134,8 @@ def write(options: Options) -> None:
         classifier = load_classifier(
             options.preset, 2, data.find_task(_TASKS[name]).sequence_length
         )
-        parts = {
-            "train": _join(task_data.train, task_data.validation),
-            "test": task_data.test,
-        }
-        for part, examples in parts.items():
+        for part in PARTS:
+            examples = getattr(task_data, part)
             found = _pack(tokenize(classifier.preprocessor, examples))
             arrays[name, part] = found
             used.append(np.unique(found.tokens))
@@ -139,12 +144,11 @@ def write(options: Options) -> None:
     for name, task_data in loaded.items():
         fields = {
             f"{part}_{field}": value
-            for part in ("train", "test")
-            for field, value in arrays[name, part]._asdict().items()
+            for part in PARTS
+            for field, value in zip(
+                Examples._fields, arrays[name, part].renumber(rows), strict=True
+            )
         }
-        for part in ("train", "test"):
-            tokens = np.searchsorted(rows, fields[f"{part}_tokens"])
-            fields[f"{part}_tokens"] = tokens.astype("uint16")
         np.savez_compressed(
             folder / f"{name}.npz",
             classes=len(task_data.classes),
@@ -159,16 +163,6 @@ def write(options: Options) -> None:
     np.savez_compressed(folder / "encoder.npz", *weights)
     config["vocabulary_size"] = len(rows)
     (folder / "encoder.json").write_text(json.dumps(config) + "\n")
-
-
-def _join(first, second):
-    """Examples of two parts: here nothing is chosen by the validation part."""
-    if isinstance(first.texts, tuple):
-        pairs = zip(first.texts, second.texts, strict=True)
-        texts = tuple(one + other for one, other in pairs)
-    else:
-        texts = first.texts + second.texts
-    return data.Examples(texts, first.labels + second.labels)
 
 
 def _pack(tokens):
@@ -196,7 +190,8 @@ def load(folder: str, task: str) -> Arrays:
         task: Name of the task.
 
     Raises:
-        UserError: If the folder lacks it, or it can have none.
+        UserError: If the folder lacks it or its validation part, or it can
+            have none.
     """
     if task in data.TASKS and task not in _TASKS.values():
         raise UserError(
@@ -215,17 +210,17 @@ def load(folder: str, task: str) -> Arrays:
             f"cannot read the arrays of {task} in {folder}: {error}. Write "
             "them with `python examples/study/arrays.py`"
         ) from error
-    train, test = (
-        Examples(*(fields[f"{part}_{name}"] for name in Examples._fields))
-        for part in ("train", "test")
-    )
-    rows = np.unique(np.append(np.unique(train.tokens), test.tokens))
-    train, test = (
-        part._replace(
-            tokens=np.searchsorted(rows, part.tokens).astype("uint16")
+    if "validation_tokens" not in fields:
+        raise UserError(
+            f"the arrays of {task} in {folder} are of an older version, which "
+            "trained on the validation part. Write them anew with `python "
+            "examples/study/arrays.py`"
         )
-        for part in (train, test)
-    )
+    parts = [
+        Examples(*(fields[f"{part}_{name}"] for name in Examples._fields))
+        for part in PARTS
+    ]
+    rows = np.unique(np.concatenate([np.unique(part.tokens) for part in parts]))
     table = _find_table(weights, config["vocabulary_size"])
     weights[table] = weights[table][rows]
     config["vocabulary_size"] = len(rows)
@@ -234,8 +229,7 @@ def load(folder: str, task: str) -> Arrays:
         weights,
         int(fields["classes"]),
         tuple(map(str, fields["scores"])),
-        train,
-        test,
+        *(part.renumber(rows) for part in parts),
     )
 
 

@@ -52,7 +52,7 @@ def run_table(records: Records) -> pd.DataFrame:
         {
             "setting": names[run.task, run.recipe],
             "method": spell(run.method),
-            "family": _family(run.method),
+            "family": family(run.method.regularizer, run.method.strength),
             "strength": run.method.strength if is_plain(run.method) else np.nan,
             "seed": run.seed,
             **(_figures(record) if record["status"] == "ok" else _FAILED),
@@ -61,9 +61,10 @@ def run_table(records: Records) -> pd.DataFrame:
     )
 
 
-def _family(method):
-    has_penalty = method.regularizer != "none" and method.strength != 0.0
-    return _FAMILIES[method.regularizer] if has_penalty else _NO_PENALTY
+def family(regularizer: str, strength: float | None) -> str:
+    """The family of a method, for `choose`."""
+    has_penalty = regularizer != "none" and strength != 0.0
+    return _FAMILIES[regularizer] if has_penalty else _NO_PENALTY
 
 
 def _figures(record):

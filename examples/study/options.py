@@ -44,7 +44,7 @@ class Options:
     dry_run: bool = option(
         "results", "show the runs, and do none", False, action="store_true"
     )
-    summarise: bool = option(
+    summarize: bool = option(
         "results",
         "do no run; write summary.md, summary.csv and figures on all results "
         "in the folder, and print the table",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from finetuning.command_line import UserError
 from matplotlib.figure import Figure
 
 from study import comparison
+from study.lane_methods import Method
 from study.result_folder import replace_file
-from study.side_by_side import Method
+from study.summary import choice_table
+from study.summary import markdown_table
 
 _BASELINE = "none"
 _HEADINGS = (
@@ -98,12 +101,16 @@ def run_table(runs: list[dict[str, Any]]) -> pd.DataFrame:
     `isoscore` is that of the union on the test part. `target`, `training` and
     `test` are scores of the clouds that the method holds; for layers, their
     means.
+    `validation` is NaN where no part was held out for it, and below that of
+    any other run where training has failed.
     """
     return pd.DataFrame(
         {
-            "setting": run["task"],
+            "setting": _setting(run),
             "method": run["method"],
+            "family": comparison.family("istar", run["settings"]["strength"]),
             "seed": run["seed"],
+            "validation": _validation(run),
             "score": run["score"],
             "isoscore": run["end"]["test"]["union"],
             "dimension": float("nan"),
@@ -117,8 +124,19 @@ def run_table(runs: list[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
+def _setting(run):
+    """The task and its training part, which compared runs share."""
+    held_out = ", validation part held out" if "validation" in run else ""
+    return run["task"] + held_out
+
+
+def _validation(run):
+    score = run.get("validation", math.nan)
+    return -math.inf if None in (score, run["score"]) else score
+
+
 def markdown(runs: list[dict[str, Any]]) -> str:
-    """A table for each task.
+    """A table of what the validation part chooses, and one for each setting.
 
     Differences are to `none`, over the seeds that both have, with the p of a
     paired t-test, and that with Holm's correction over all tests of the file
@@ -134,23 +152,22 @@ def markdown(runs: list[dict[str, Any]]) -> str:
     pieces = [
         "By `python examples/study/side_by_side.py --output results.jsonl "
         "--summarize`. Differences are paired by seed, to `none`; Holm's p is "
-        "over all tests of the file, and shown where it is below 0.05."
+        "over all tests of the file, and shown where it is below 0.05.",
+        *choice_table(table, "step"),
     ]
-    for task, group in rows.groupby("setting", sort=False):
-        first = next(run for run in runs if run["task"] == task)
+    for name, group in rows.groupby("setting", sort=False):
+        first = next(run for run in runs if _setting(run) == name)
         start = first["start"]
         pieces += [
             "",
-            f"**{task}**, {first['steps']} steps; IsoScore of the union at "
+            f"**{name}**, {first['steps']} steps; IsoScore of the union at "
             f"the start: {start['dropout']['union']:.3f} with dropout, "
             f"{start['train']['union']:.3f} without, "
             f"{start['test']['union']:.3f} on the test part; "
             f"{first['share_between_layers']['start']:.0%} of the variance "
             "between layers.",
             "",
-            f"| {' | '.join(_HEADINGS)} |",
-            "|" + "---|" * len(_HEADINGS),
-            *(f"| {' | '.join(_cells(row))} |" for row in group.itertuples()),
+            *markdown_table(_HEADINGS, map(_cells, group.itertuples())),
         ]
     return "\n".join(pieces).strip()
 
@@ -196,7 +213,7 @@ def _target(run):
 
 
 def draw(runs: list[dict[str, Any]]) -> Figure:
-    """The difference of the score against IsoScore, a panel for each task.
+    """The difference of the score against IsoScore, a panel for each setting.
 
     Means over seeds; methods of one seed have a hollow marker. What lies below
     the axis is drawn at its edge.
@@ -207,11 +224,13 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
         figsize=(180 / _MILLIMETERS, 62 / _MILLIMETERS), layout="constrained"
     )
     axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axis, (task, group) in zip(axes, groups, strict=True):
+    for axis, (name, group) in zip(axes, groups, strict=True):
         axis.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
         for row in group.itertuples():
             _draw_method(axis, row)
-        axis.set_title(_PANELS.get(task, task), fontsize=7)
+        task, *rest = name.split(", ")
+        title = "\n".join([_PANELS.get(task, task), *rest])
+        axis.set_title(title, fontsize=7)
         axis.set_xlim(0.0, max(0.4, 1.1 * group["isoscore"].max()))
         axis.set_ylim(_LOWEST - 0.5, 1.5)
         axis.tick_params(labelsize=7)

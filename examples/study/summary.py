@@ -1,6 +1,8 @@
 """The summary of a study as files: Markdown, CSV and pictures."""
 
 import io
+from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -32,8 +34,8 @@ _CHOICE_HEADINGS = (
 _STEP = 0.1  # Of IsoScore, in lines on the slope.
 _CHOICE = (
     "In every seed, the method of the family with the best validation score "
-    "after the last epoch, on the test part; methods that tie share the "
-    "choice. Differences are to no penalty; p of Holm counts these lines."
+    "after the last {}, on the test part; methods that tie share the choice. "
+    "Differences are to no penalty; p of Holm counts these lines."
 )
 
 
@@ -84,21 +86,17 @@ def markdown(records: Records) -> tuple[str, pd.DataFrame]:
     """
     ended = comparison.run_table(records)
     runs = ended.dropna(subset="score")
-    table, choice = comparison.compare(runs), comparison.choose(ended)
+    table = comparison.compare(runs)
     lines = [f"- {text}" for text in comparison.orders(runs)]
     lines += map(_slope, comparison.slopes(runs).itertuples())
-    if len(choice):
-        lines += ["", "**Chosen on validation**", "", _CHOICE, ""]
-        lines += _table(
-            _CHOICE_HEADINGS, map(_choice_cells, choice.itertuples())
-        )
+    lines += choice_table(ended, "epoch")
     for name, group in table.groupby("setting", sort=False):
         reference = comparison.baseline(group) or "none"
         lines += [
             "",
             f"**{name}**, against {reference}:",
             "",
-            *_table(_HEADINGS, map(_cells, group.itertuples())),
+            *markdown_table(_HEADINGS, map(_cells, group.itertuples())),
         ]
     failures = [
         f"- {record['name']}: {record['error']}"
@@ -110,7 +108,32 @@ def markdown(records: Records) -> tuple[str, pd.DataFrame]:
     return "\n".join(lines).strip() + "\n", table
 
 
-def _table(headings, rows):
+def choice_table(runs: pd.DataFrame, unit: str) -> list[str]:
+    """Lines of Markdown: what the validation part chooses, if it does.
+
+    Args:
+        runs: For `comparison.choose`.
+        unit: `"epoch"` or `"step"`: after the last one, methods are scored.
+    """
+    choice = comparison.choose(runs)
+    if choice.empty:
+        return []
+    rows = map(_choice_cells, choice.itertuples())
+    table = markdown_table(_CHOICE_HEADINGS, rows)
+    return [
+        "",
+        "**Chosen on validation**",
+        "",
+        _CHOICE.format(unit),
+        "",
+        *table,
+    ]
+
+
+def markdown_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]]
+) -> list[str]:
+    """Lines of Markdown: a table of these cells."""
     head, *body = (f"| {' | '.join(cells)} |" for cells in (headings, *rows))
     return [head, "|" + "---|" * len(headings), *body]
 

@@ -343,11 +343,11 @@ def test_committed_summary_is_that_of_the_committed_results(name, capsys):
     assert not (folder / "locks").exists()
 
 
-def test_nothing_to_summarise(tmp_path, capsys):
+def test_nothing_to_summarize(tmp_path, capsys):
     with pytest.raises(UserError, match="no finished run"):
         summary.write({}, tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        program.main(["--output", str(tmp_path), "--summarise"])
+        program.main(["--output", str(tmp_path), "--summarize"])
     assert stopped.value.code == 2
     assert "no finished run" in capsys.readouterr().err
 

@@ -242,7 +242,7 @@ def no_large_files():
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-@pytest.mark.parametrize("options", [[], ["--summarise"]])
+@pytest.mark.parametrize("options", [[], ["--summarize"]])
 def test_a_full_disk_is_one_line_and_loses_nothing(
     options, runs, tmp_path, monkeypatch, capsys
 ):
@@ -276,7 +276,7 @@ def test_dry_run_shows_the_grid_and_what_is_done(runs, tmp_path, capsys):
     assert last == "10 runs, 8 to do"
 
 
-@pytest.mark.parametrize("option", ["--summarise", "--dry-run"])
+@pytest.mark.parametrize("option", ["--summarize", "--dry-run"])
 def test_looking_makes_no_folder(option, tmp_path):
     with contextlib.suppress(SystemExit):
         program.main(["--output", str(tmp_path / "mistyped"), option])
