@@ -65,10 +65,10 @@ class StatesPass:
             max_tokens, show_progress, examples, batch_size
         )
         with strategy_scope(model):
-            self._accumulator = _Accumulator(model, layers, make_statistic)
+            self._recording = _RecordingModel(model, layers, make_statistic)
             # On JAX an optimizer gets variables even for an evaluation. This
             # one has none that grow with the model.
-            self._accumulator.compile(
+            self._recording.compile(
                 "sgd",
                 run_eagerly=model.run_eagerly,
                 jit_compile=model.jit_compile,
@@ -76,16 +76,16 @@ class StatesPass:
 
     def run(self) -> dict[keras.layers.Layer, list[Any]]:
         """Runs the pass; returns the running statistic of each state."""
-        self._accumulator.reset()
+        self._recording.reset()
         with _expected_tracing():
-            self._accumulator.evaluate(
+            self._recording.evaluate(
                 self._data,
                 batch_size=self._batch_size,
                 verbose=0,
                 callbacks=[self._monitor],
             )
         return {
-            layer: self._accumulator.values_of(layer) for layer in self._layers
+            layer: self._recording.values_of(layer) for layer in self._layers
         }
 
 
@@ -108,7 +108,7 @@ def _expected_tracing() -> Iterator[None]:
         logger.removeFilter(is_other)
 
 
-class _Accumulator(keras.Model):
+class _RecordingModel(keras.Model):
     """Keeps running statistics of the states that `model` shows to `layers`."""
 
     def __init__(self, model, layers, make_statistic):
