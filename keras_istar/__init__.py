@@ -19,9 +19,9 @@ from keras_istar._src.layers.cosine import CosineRegularization
 from keras_istar._src.layers.isobn import IsotropicBatchNormalization
 from keras_istar._src.layers.istar import IStarRegularization
 from keras_istar._src.measure.isoscore_metric import IsoScore
+from keras_istar._src.measure.layer_isotropy import LayerIsotropy
 from keras_istar._src.measure.measure import measure
 from keras_istar._src.measure.report import IsotropyReport
-from keras_istar._src.measure.report import LayerIsotropy
 from keras_istar._src.score.isoscore import isoscore
 from keras_istar._src.score.isoscore import isoscore_from_covariance
 from keras_istar._src.score.isoscore import isoscore_star

@@ -22,7 +22,7 @@ from keras_istar._src.callbacks.tensorboard import Dashboard
 from keras_istar._src.compat import keras_data
 from keras_istar._src.compat.distribution import is_chief
 from keras_istar._src.measure import measures as table
-from keras_istar._src.measure.report import LayerIsotropy
+from keras_istar._src.measure.layer_isotropy import LayerIsotropy
 from keras_istar._src.measure.report import as_float64
 from keras_istar._src.measure.report import describe
 from keras_istar._src.measure.report import measure_values

@@ -15,8 +15,8 @@ import numpy as np
 
 from keras_istar._src.measure import measures
 from keras_istar._src.measure import plots
+from keras_istar._src.measure.layer_isotropy import LayerIsotropy
 from keras_istar._src.measure.measures import COLUMNS
-from keras_istar._src.measure.report import LayerIsotropy
 
 
 class Panel(NamedTuple):

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 
 from keras_istar._src.measure import measures
+from keras_istar._src.measure.layer_isotropy import LayerIsotropy
 from keras_istar._src.measure.measures import OUTLIER_RULE
 
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
-
-    from keras_istar._src.measure.report import LayerIsotropy
 
 _INCHES = (7.09, 2.5)  # 180 mm: two columns of a journal page.
 # The size of a TensorBoard card in a window that is 1,400 pixels wide.
@@ -56,7 +55,7 @@ _SCORES = {"isoscore": "IsoScore", "isoscore_star": "IsoScore*"}
 
 
 def report_figure(
-    rows: Sequence["LayerIsotropy"], for_card: bool = False
+    rows: Sequence[LayerIsotropy], for_card: bool = False
 ) -> "matplotlib.figure.Figure":
     """Three panels: isotropy, spectrum and outlier dimensions, by layer.
 
@@ -88,7 +87,7 @@ def report_figure(
     return figure
 
 
-def report_image(rows: Sequence["LayerIsotropy"]) -> np.ndarray:
+def report_image(rows: Sequence[LayerIsotropy]) -> np.ndarray:
     """The figure for a TensorBoard card as RGB bytes, `(220, 1020, 3)`."""
     figure = report_figure(rows, for_card=True)
     from matplotlib.backends.backend_agg import FigureCanvasAgg

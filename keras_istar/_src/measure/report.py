@@ -4,17 +4,14 @@ import json
 import math
 import os
 import pathlib
-import sys
 import textwrap
 import uuid
-import warnings
 from collections.abc import Iterator
 from collections.abc import Sequence
 from dataclasses import asdict
 from dataclasses import dataclass
 from dataclasses import field
 from dataclasses import replace
-from math import isfinite
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -23,6 +20,7 @@ from keras import ops
 
 from keras_istar._src import validation
 from keras_istar._src.measure import measures
+from keras_istar._src.measure.layer_isotropy import LayerIsotropy
 from keras_istar._src.measure.measures import COLUMNS
 from keras_istar._src.measure.measures import MEASURES
 from keras_istar._src.measure.measures import OUTLIER_RULE
@@ -35,79 +33,11 @@ if TYPE_CHECKING:
     import matplotlib.figure
     import pandas
 
-_ARRAYS = ("spectrum", "means", "variances")
 ISOTROPIC_TARGET = "the isotropic covariance of the same trace"
 _FORMAT = "keras_istar.IsotropyReport"
 _VERSION = 2
 _MOST_OUTLIERS = 8  # Named for each layer; `to_frame` has all.
 _WIDTH = 79
-
-
-@dataclass(frozen=True)
-class LayerIsotropy:
-    """Isotropy of one hidden state, or of the union of all, as measured.
-
-    Attributes:
-        layer: Name of the state, `"layer_0"` for example, or `"union"`.
-        tokens: Number of tokens measured.
-        values: The measures' numbers by column, see `measure`.
-        spectrum: Eigenvalues of the covariance, largest first, `dim` of them.
-        means: Mean of each dimension.
-        variances: Variance of each dimension.
-        outlier_dimensions: Dimensions with more than 5 times the average
-            variance, widest first.
-
-    Raises:
-        ValueError: If an attribute is of another type, or spectrum, means and
-            variances differ in length.
-
-    Example:
-
-    >>> inputs = keras.Input((8, 4))
-    >>> hidden = keras.layers.Dense(6, name="encoder")(inputs)
-    >>> model = keras.Model(inputs, hidden)
-    >>> data = np.random.default_rng(0).normal(size=(32, 8, 4))
-    >>> report = keras_istar.measure(model, data, layers="encoder", verbose=0)
-    >>> row = report.rows[0]
-    >>> row.layer, row.tokens, len(row.spectrum)
-    ('encoder', 256, 6)
-    """
-
-    layer: str
-    tokens: int
-    values: dict[str, float]
-    spectrum: list[float]
-    means: list[float]
-    variances: list[float]
-    outlier_dimensions: list[int]
-
-    @property
-    def points(self) -> int:
-        """The name that `tokens` had one release ago."""
-        warnings.warn(
-            "`points` is now called `tokens`. The old name will be removed in "
-            "the next release.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return self.tokens
-
-    def __post_init__(self):
-        validation.check_text("layer", self.layer)
-        validation.check_positive_int(
-            "tokens", self.tokens, at_most=sys.maxsize
-        )
-        _check_values(self.values)
-        columns = (self.spectrum, self.means, self.variances)
-        for name, column in zip(_ARRAYS, columns, strict=True):
-            _check_numbers(name, column)
-        lengths = [len(column) for column in columns]
-        if len(set(lengths)) > 1:
-            raise ValueError(
-                "`spectrum`, `means` and `variances` must be of one length. "
-                f"Received: lengths={lengths}"
-            )
-        _check_dimensions(self.outlier_dimensions, lengths[0])
 
 
 @dataclass(frozen=True, repr=False)
@@ -583,43 +513,6 @@ def _check_rows(rows: Any, dim: int) -> None:
             "`rows` must have the same values. "
             f"Received: rows with values={names!r:.200}"
         )
-
-
-def _check_values(values):
-    is_dict = isinstance(values, dict)
-    if not is_dict or not all(
-        isinstance(name, str) and _is_number(value)
-        for name, value in values.items()
-    ):
-        raise ValueError(
-            "`values` must be a dict of numbers by name. "
-            f"Received: values={values!r:.200}"
-        )
-
-
-def _check_numbers(name, values):
-    is_list = isinstance(values, list)
-    if not is_list or not all(_is_number(x) and isfinite(x) for x in values):
-        raise ValueError(
-            f"`{name}` must be a list of finite numbers. "
-            f"Received: {name}={values!r:.200}"
-        )
-
-
-def _check_dimensions(dimensions, dim):
-    if not isinstance(dimensions, list) or not all(
-        type(x) is int and 0 <= x < dim for x in dimensions
-    ):
-        raise ValueError(
-            "`outlier_dimensions` must be a list of integers from 0 to "
-            f"{dim - 1}. Received: outlier_dimensions={dimensions!r:.200}"
-        )
-
-
-def _is_number(value):
-    return isinstance(value, float) or (
-        type(value) is int and abs(value) <= sys.float_info.max
-    )
 
 
 def _import_pandas():

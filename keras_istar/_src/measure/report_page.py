@@ -17,8 +17,8 @@ from keras_istar._src.measure.measures import MEASURES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from keras_istar._src.measure.report import IsotropyReport
-
+# An `IsotropyReport`, which imports this file.
+_Report = Any
 _TEMPLATE = "report_page.html"
 _FEW_TOKENS = 10  # For each dimension; below, IsoScore is clearly too low.
 _CAPTIONS = {
@@ -58,7 +58,7 @@ class Panel(NamedTuple):
     caption: str
 
 
-def render(reports: Sequence["IsotropyReport"]) -> str:
+def render(reports: Sequence[_Report]) -> str:
     """The page as HTML.
 
     Args:
@@ -105,7 +105,7 @@ def _told_apart(reports):
     ]
 
 
-def _table(report: "IsotropyReport") -> Table:
+def _table(report: _Report) -> Table:
     """All measures of all layers and their union."""
     columns = _columns(report.rows[0].values)
     headings = ["Layer", "Tokens", *(COLUMNS[c].title for c in columns)]
@@ -117,7 +117,7 @@ def _table(report: "IsotropyReport") -> Table:
     return Table(f"Isotropy of {report.model}", headings, rows)
 
 
-def _difference(before: "IsotropyReport", after: "IsotropyReport") -> Table:
+def _difference(before: _Report, after: _Report) -> Table:
     """Measures of `after` minus those of `before`, in layers that both have."""
     frame = before.compare(after)
     columns = _columns(frame.columns)
@@ -132,7 +132,7 @@ def _difference(before: "IsotropyReport", after: "IsotropyReport") -> Table:
     )
 
 
-def _pictures(reports: Sequence["IsotropyReport"]) -> list[list[Panel]]:
+def _pictures(reports: Sequence[_Report]) -> list[list[Panel]]:
     """For each report the panels of its figure, on common scales."""
     figures = [report.plot() for report in reports]
     share_scales(figures)
@@ -234,7 +234,7 @@ def number(column: str, value: float, signed: bool = False) -> str:
     return text.replace("-", "−")
 
 
-def _meanings(report: "IsotropyReport") -> list[tuple[str, str]]:
+def _meanings(report: _Report) -> list[tuple[str, str]]:
     """Heading and meaning of every measure in the report."""
     values = report.rows[0].values
     facts = {
@@ -255,7 +255,7 @@ def _meanings(report: "IsotropyReport") -> list[tuple[str, str]]:
     ]
 
 
-def _summary(report: "IsotropyReport") -> list[str]:
+def _summary(report: _Report) -> list[str]:
     """Summary of a report in sentences."""
     *layers, union = report.rows
     sentences = []
@@ -289,7 +289,7 @@ def _spread(report, layers, union):
     )
 
 
-def _change(before: "IsotropyReport", after: "IsotropyReport") -> list[str]:
+def _change(before: _Report, after: _Report) -> list[str]:
     """Differences between two reports in sentences."""
     if any("isoscore" not in r.rows[-1].values for r in (before, after)):
         return [f"{after.model} beside {before.model}, which came before."]
