@@ -184,7 +184,9 @@ class HiddenStateRegularization(keras.layers.Layer):
             A scalar, or a number for each of several clouds; the logs receive
             the mean.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"`{type(self).__name__}` must define `measure`."
+        )
 
     def loss(self, measure: Tensor) -> Tensor:
         """Computes the scalar that `strength` multiplies.
@@ -192,7 +194,9 @@ class HiddenStateRegularization(keras.layers.Layer):
         Args:
             measure: What `measure` has returned.
         """
-        raise NotImplementedError
+        raise NotImplementedError(
+            f"`{type(self).__name__}` must define `loss`."
+        )
 
     def covariance(self, hidden_states: list[Tensor], masks: list) -> Tensor:
         """Covariance of all unmasked tokens of all states, for `measure`.
