@@ -187,10 +187,11 @@ def test_names_are_text_wherever_they_are(make_report, tmp_path):
         assert name in shown.all("img")[0]["alt"]
 
 
-def test_the_same_report_gives_the_same_page(both, page, tmp_path):
+@pytest.mark.parametrize("name", ["page.html", "page.HTML", "page.htm"])
+def test_the_same_report_gives_the_same_page(name, both, page, tmp_path):
     (report, _), _ = both
-    report.save(tmp_path / "page.html")
-    assert Page(tmp_path / "page.html").source == page.source
+    report.save(tmp_path / name)
+    assert Page(tmp_path / name).source == page.source
 
 
 @pytest.mark.parametrize("measure", ["mean_norm", "isoscore", "outliers"])

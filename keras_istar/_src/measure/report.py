@@ -180,7 +180,7 @@ class IsotropyReport:
         is replaced only when the new one is complete.
 
         Args:
-            path: File to write.
+            path: File to write; `.htm` and capitals make a page as well.
             before: An earlier report that the page shows beside this one, with
                 the differences. For `.html` only.
 
@@ -189,7 +189,8 @@ class IsotropyReport:
                 given for another kind of file.
             ImportError: If a package that the page needs is not installed.
         """
-        is_page = validation.check_path("path", path).endswith(".html")
+        name = validation.check_path("path", path).lower()
+        is_page = name.endswith((".html", ".htm"))
         if before is None:
             reports = [self]
         elif is_page and isinstance(before, IsotropyReport):
