@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import keras
 
+from keras_istar._src.attach.find_blocks import Call
+from keras_istar._src.attach.find_blocks import Scope
+from keras_istar._src.attach.find_blocks import read_model
 from keras_istar._src.attach.padding import Mask
 from keras_istar._src.attach.padding import MaskSource
 from keras_istar._src.attach.padding import Padding
-from keras_istar._src.attach.scopes import Call
-from keras_istar._src.attach.scopes import Scope
-from keras_istar._src.attach.scopes import read_model
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.compat.keras_graph import InnerOutput
 from keras_istar._src.layers.attachment import Attachment

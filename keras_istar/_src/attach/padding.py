@@ -9,8 +9,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_istar._src.attach.scopes import Call
-from keras_istar._src.attach.scopes import Scope
+from keras_istar._src.attach.find_blocks import Call
+from keras_istar._src.attach.find_blocks import Scope
 from keras_istar._src.compat import keras_graph
 from keras_istar._src.types import Tensor
 
