@@ -138,12 +138,19 @@ class Flatten(keras.callbacks.Callback):
                 layer.set_weights([kernel, bias])
 
 
-@pytest.mark.parametrize("is_attached", [False, True])
-def test_collapse_is_announced_once(data, is_attached):
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (None, "A lower learning rate"),
+        ({"strength": -1.0}, "The strength is -1: use a `target`"),
+        ({"target": 0.9}, "Use a higher `target`"),
+    ],
+)
+def test_collapse_is_announced_once(data, options, advice):
     model = _model()
     monitor = keras_istar.IsotropyMonitor(data[0], LAYERS, verbose=0)
-    if is_attached:
-        keras_istar.attach(model, LAYERS, strength=-1.0)
+    if options is not None:
+        keras_istar.attach(model, LAYERS, **options)
         model.compile(keras.optimizers.SGD(0.0), "mse")
         monitor = keras_istar.IStarCallback(data[0], verbose=0)
     with pytest.warns(
@@ -152,7 +159,7 @@ def test_collapse_is_announced_once(data, is_attached):
         model.fit(*data, epochs=4, verbose=0, callbacks=[Flatten(2), monitor])
     messages = [str(x.message) for x in w if "collapsing" in str(x.message)]
     assert len(messages) == 1
-    assert ("`target`" in messages[0]) == is_attached
+    assert advice in messages[0]
 
 
 def test_no_collapse_no_warning(data):

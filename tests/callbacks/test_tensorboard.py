@@ -414,6 +414,23 @@ def test_disk_that_fills_up(data, folder):
     assert _series(folder, "isotropy/report")[0] == [0, 1]
 
 
+def test_monitor_shows_the_same_of_a_model_without_a_regularizer(data, folder):
+    pytest.importorskip("matplotlib")
+    model = _model()[0]
+    keras_istar.detach(model)
+    model.compile("sgd", "mse")
+    monitor = keras_istar.IsotropyMonitor(
+        data[0],
+        ["lower", "upper"],
+        measures=["isoscore"],
+        log_dir=folder,
+        verbose=0,
+    )
+    _fit(model, data, [monitor], epochs=2)
+    assert _tags(folder) == _in_group(*SCORES, *SPECTRA, "report")
+    assert _series(folder, "isotropy/report")[0] == [0, 1]
+
+
 def test_without_matplotlib_the_image_is_left_out(data, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     message = r"no pictures, .* `pip install keras-istar\[report\]`"

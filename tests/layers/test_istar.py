@@ -326,3 +326,16 @@ def test_refused_covariance_leaves_the_last_one(value, message):
         layer.set_shrinkage_covariance(value)
     assert str(error.value) == message
     np.testing.assert_array_equal(layer.shrinkage_covariance, np.eye(5))
+
+
+def test_layer_called_by_hand_says_so_and_names_schedules(rng):
+    def falling(step):
+        return -1.0 / (1.0 + step)
+
+    layer = keras_istar.IStarRegularization(strength=falling, shrinkage=0.25)
+    layer(_states(rng, count=2))
+    assert str(layer) == (
+        f"IStarRegularization {layer.name!r}: strength=falling, "
+        "shrinkage=0.25\n"
+        "called by hand on layer_0, layer_1, dim=5"
+    )

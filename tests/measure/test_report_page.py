@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -325,3 +326,12 @@ def test_compared_figures_have_the_same_scales(make_report):
     for panels in zip(*(figure.axes for figure in figures), strict=True):
         assert panels[0].get_ylim() == panels[1].get_ylim()
     assert figures[0].axes[0].get_ylim() == alone[1] != alone[0]
+
+
+def test_page_needs_jinja2_and_leaves_no_file(both, tmp_path, monkeypatch):
+    (report, _), _ = both
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    message = r"needs jinja2: `pip install keras-istar\[report\]`\.$"
+    with pytest.raises(ImportError, match=message):
+        report.save(tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
