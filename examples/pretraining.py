@@ -30,6 +30,7 @@ from finetuning.command_line import Parser
 from finetuning.command_line import UserError
 from finetuning.command_line import option
 from finetuning.command_line import positive_int
+from finetuning.optimizers import adam
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -142,7 +143,7 @@ def _mean_and_deviation(values):
 
 
 class Sentences(NamedTuple):
-    """What there is to read.
+    """Sentences to learn from, and those held out.
 
     Attributes:
         tokenizer: Of a vocabulary made of the sentences to learn from.
@@ -208,7 +209,7 @@ def _letters(text):
 def make_masker(
     tokenizer: keras_hub.tokenizers.Tokenizer,
 ) -> keras_hub.models.BertMaskedLMPreprocessor:
-    """What masks words at random, anew in every call."""
+    """Makes a preprocessor that masks words at random, anew in every call."""
     return keras_hub.models.BertMaskedLMPreprocessor(
         tokenizer,
         sequence_length=LENGTH,
@@ -273,7 +274,7 @@ def pretrain(
     if options is not None:
         keras_istar.attach(masked_lm, **options)
     masked_lm.compile(
-        make_optimizer(1e-3, steps),
+        adam(1e-3, steps),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=[
             keras.metrics.SparseCategoricalCrossentropy(
@@ -341,7 +342,7 @@ def finetune(
     texts, labels = map(np.asarray, task.train)
     steps = FINETUNING_EPOCHS * math.ceil(len(texts) / BATCH_SIZE)
     classifier.compile(
-        make_optimizer(3e-4, steps),
+        adam(3e-4, steps),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -353,20 +354,6 @@ def finetune(
         texts, labels, BATCH_SIZE, verbose=0, return_dict=True
     )
     return logs["accuracy"]
-
-
-def make_optimizer(
-    learning_rate: float, steps: int
-) -> keras.optimizers.Optimizer:
-    """Adam with a warm-up and a fall to 0."""
-    warmup = math.ceil(steps / 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        steps - warmup + 1,
-        warmup_target=learning_rate,
-        warmup_steps=warmup,
-    )
-    return keras.optimizers.Adam(schedule)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from finetuning import tokens
 from finetuning.classifiers import load_classifier
 from finetuning.data import Examples
 from finetuning.data import TextData
+from finetuning.optimizers import adam
 from finetuning.settings import Method
 from finetuning.settings import Recipe
 from finetuning.tokens import Batches
@@ -233,7 +234,7 @@ def train_head(
     )
     epochs = math.ceil(recipe.head_steps / batches.count(train))
     steps = epochs * batches.count(train)
-    _compile(head, _adam(_HEAD_LEARNING_RATE, steps), batches)
+    _compile(head, adam(_HEAD_LEARNING_RATE, steps), batches)
     for block in _blocks(train, features.shape, batches):
         found = encoder.predict(batches.for_inference(block), verbose=verbose)
         size = len(found)
@@ -315,19 +316,7 @@ def make_optimizer(recipe: Recipe, steps: int) -> keras.optimizers.Optimizer:
     """The optimizer of a recipe for a number of steps."""
     if recipe.optimizer == "adamw":
         return keras.optimizers.AdamW(recipe.learning_rate)
-    return _adam(recipe.learning_rate, steps)
-
-
-def _adam(learning_rate, steps):
-    """Adam with a warm-up, see `Recipe`."""
-    warmup = max(steps // 10, 1)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        max(steps - warmup, 1),
-        warmup_target=learning_rate,
-        warmup_steps=warmup,
-    )
-    return keras.optimizers.Adam(schedule)
+    return adam(recipe.learning_rate, steps)
 
 
 class _Validation(keras.callbacks.Callback):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import keras
 import keras_hub
 import numpy as np
+from finetuning.optimizers import adam
 
 from keras_istar import isoscore_from_covariance
 from keras_istar._src.score import moments
@@ -78,15 +79,7 @@ class Trainer:
 
     def __init__(self, data: Any, steps: int, learning_rate: float):
         self.model, self.head = build(data)
-        warmup = max(steps // 10, 1)
-        self.optimizer = keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(
-                0.0,
-                max(steps - warmup, 1),
-                warmup_target=learning_rate,
-                warmup_steps=warmup,
-            )
-        )
+        self.optimizer = adam(learning_rate, steps)
         self.optimizer.build(self.model.trainable_variables)
         self.loss = functools.partial(task_loss, data.classes == 0)
         self.num_clouds = len(_CLOUDS) + data.config["num_layers"]
