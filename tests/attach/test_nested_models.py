@@ -101,7 +101,8 @@ def test_both_towers_are_attached_at_once(x, rng):
         layer = keras_istar.attach(model, f"{name}/encoder", strength=strength)
         assert layer.owner_name == name
         assert layer.state_names == ("encoder",)
-        with pytest.raises(ValueError, match="already attached"):
+        message = f"already attached, in its part '{name}'.*{model.name!r}"
+        with pytest.raises(ValueError, match=message):
             keras_istar.attach(model, f"{name}/{name}_last", strength=-1.0)
     expected = [
         oracle.penalty(_states(model.get_layer(name), "encoder", part), s)

@@ -94,6 +94,17 @@ class TestFile:
         loaded = IsotropyReport.load(str(path))
         assert np.isnan(loaded.rows[0].values["twonn_dimension"])
 
+    @pytest.mark.parametrize("name", ["report.json", "report.html"])
+    def test_missing_folder(self, make_report, tmp_path, name):
+        path = tmp_path / "missing" / name
+        with pytest.raises(FileNotFoundError) as error:
+            make_report().save(path)
+        assert str(error.value) == (
+            "The folder of `path` must exist: make it first. "
+            f"Received: path={str(path)!r}"
+        )
+        assert list(tmp_path.iterdir()) == []
+
     def test_failure_leaves_the_old_file(
         self, make_report, tmp_path, monkeypatch
     ):

@@ -237,7 +237,7 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
     check_poolable(pooling, states.names, states.shapes)
     name = regularizer.default_name
     if name in keras_graph.attached_layers(states.owner):
-        raise _already_attached(states.owner)
+        raise _already_attached(model, states.owner)
     _check_regularizer(regularizer, states)
     told = {
         "state_names": states.names,
@@ -335,7 +335,7 @@ def _check_presence(names, states):
 
 def _insert(model, normalization, layers, undo):
     if keras_graph.inserted_layer(model) or keras_graph.attached_layers(model):
-        raise _already_attached(model)
+        raise _already_attached(model, model)
     embedding = find_embedding(model, layers)
     with strategy_scope(model):
         keras_graph.insert_layer(
@@ -344,9 +344,10 @@ def _insert(model, normalization, layers, undo):
     undo.callback(keras_graph.remove_inserted_layer, model)
 
 
-def _already_attached(model):
+def _already_attached(model, owner):
+    place = "" if owner is model else f", in its part {owner.name!r}"
     return ValueError(
-        "`model` is already attached; call `detach(model)` first. "
+        f"`model` is already attached{place}; call `detach(model)` first. "
         f"Received: model={model.name!r}"
     )
 

@@ -187,6 +187,7 @@ class IsotropyReport:
         Raises:
             ValueError: If `path` is no path, or `before` is no report or is
                 given for another kind of file.
+            FileNotFoundError: If the folder does not exist.
             ImportError: If a package that the page needs is not installed.
         """
         name = validation.check_path("path", path).lower()
@@ -352,6 +353,11 @@ def _to_json(content: dict[str, Any]) -> str:
 def _write_whole(path: str | os.PathLike, text: str) -> None:
     """Writes a file; if that fails, a file that was there stays."""
     path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(
+            "The folder of `path` must exist: make it first. "
+            f"Received: path={str(path)!r}"
+        )
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         # A name may hold characters that UTF-8 cannot encode.
