@@ -296,18 +296,18 @@ ERRORS = [
     ),
     (
         True,
-        "`layers` must hold indices and names of layers. "
+        "`layers` must hold indices and names of layers, such as `layer.name`. "
         "Received: True in layers",
     ),
     (
         [1.5],
-        "`layers` must hold indices and names of layers. "
+        "`layers` must hold indices and names of layers, such as `layer.name`. "
         "Received: 1.5 in layers",
     ),
     (
         [],
-        "`layers` must be 'all', an index, a name, or a list of indices and "
-        "names. Received: layers=[]",
+        "`layers` must be 'all', an index, a name such as `layer.name`, or a "
+        "list of indices and names. Received: layers=[]",
     ),
     (
         ["block_0", "wide"],
@@ -346,12 +346,21 @@ def test_wrong_settings_leave_the_model_as_it_was(settings):
     _assert_same(before, _snapshot(model))
 
 
+def test_name_of_a_block_in_the_logs():
+    with pytest.raises(ValueError) as error:
+        keras_istar.attach(_model(), "layer_1", strength=-1.0)
+    assert "that logs call 'layer_1' is the index 1, a number." in str(
+        error.value
+    )
+
+
 def test_no_blocks():
     with pytest.raises(ValueError) as error:
         keras_istar.attach(_plain_model(), strength=-1.0)
     assert str(error.value) == (
         "`layers` must choose hidden states of the model, which has no encoder "
-        f"blocks. Names there are: ['encoder', 'head']. {SEE}. "
+        "blocks. Name layers that return them, such as layers=['encoder', "
+        f"'head']. Names there are: ['encoder', 'head']. {SEE}. "
         "Received: layers='all'"
     )
 
@@ -402,7 +411,7 @@ def test_models_that_are_not_functional(model, kind, function):
         "`model` must be a KerasHub task or backbone, or a Functional Keras "
         "model."
     )
-    assert "self.istar(" in message
+    assert ("self.istar(" in message) == (kind == "Subclassed")
     assert message.endswith(f"Received: model of type {kind}")
 
 

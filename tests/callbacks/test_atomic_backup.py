@@ -115,3 +115,8 @@ def test_the_tenth_epoch_is_newer_than_the_ninth(tmp_path, rng):
     assert model.fit(x, y, epochs=11, verbose=0, callbacks=[backup]).epoch == [
         10
     ]
+
+
+def test_folder_that_is_no_path():
+    with pytest.raises(ValueError, match="`folder` must be a path"):
+        AtomicBackup(None)

@@ -306,6 +306,49 @@ def test_model_without_the_layer(data):
     )
 
 
+class LeavesOut(keras.Model):
+    """Has a layer that it calls in training alone, or never."""
+
+    def __init__(self, calls_in_training):
+        super().__init__()
+        self.hidden = keras.layers.Dense(5)
+        self.istar = keras_istar.IStarRegularization(strength=1.0)
+        self.head = keras.layers.Dense(1)
+        self.calls_in_training = calls_in_training
+
+    def call(self, inputs, training=None):
+        x = self.hidden(inputs)
+        if training and self.calls_in_training:
+            x = self.istar(x, training=training)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("calls_in_training", [True, False])
+@pytest.mark.parametrize("function", ["fit", "measure"])
+def test_layer_that_is_not_called(rng, calls_in_training, function):
+    x = rng.normal(size=(16, 6, 4))
+    model = LeavesOut(calls_in_training)
+    if calls_in_training:
+        model.hidden(x)
+        model.istar(model.hidden(x), training=False)
+    model.compile("sgd", "mse")
+    with pytest.raises(ValueError) as error:
+        if function == "measure":
+            keras_istar.measure(model, x, verbose=0)
+        else:
+            model.fit(
+                x,
+                rng.normal(size=(16, 6, 1)),
+                verbose=0,
+                callbacks=[_callback(x)],
+            )
+    assert str(error.value) == (
+        f"`model` must call its layer {model.istar.name!r} on hidden states "
+        "whenever it runs, in inference too. "
+        f"Received: model={model.name!r}, which does not"
+    )
+
+
 def test_generators_are_refused():
     with pytest.raises(ValueError) as error:
         keras_istar.IStarCallback(np.ones((2, 3, 5)) for _ in range(3))

@@ -224,6 +224,21 @@ def test_settings_may_be_assigned(rng):
     assert (config["strength"], config["shrinkage"]) == (3.0, 0.5)
 
 
+@pytest.mark.parametrize("name", ["momentum", "per_layer", "max_tokens"])
+def test_what_a_built_layer_depends_on_cannot_change(rng, name):
+    layer = keras_istar.IStarRegularization(strength=1.0)
+    setattr(layer, name, getattr(layer, name))
+    layer(rng.normal(size=(4, 3, 2)), training=True)
+    before = getattr(layer, name)
+    with pytest.raises(AttributeError) as error:
+        setattr(layer, name, 3)
+    assert str(error.value) == (
+        f"`{name}` cannot change once the layer is built. Make a new layer: "
+        f"`detach(model)`, and attach with `{name}`. Received: {name}=3"
+    )
+    assert getattr(layer, name) == before
+
+
 def test_log_names():
     default = keras_istar.IStarRegularization(strength=-1.0)
     assert default.log_name("isoscore") == "isoscore"

@@ -105,6 +105,12 @@ class TestFile:
         )
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.parametrize("name", ["report.txt", "report.htm1", "r.csv"])
+    def test_other_kinds_of_files(self, make_report, tmp_path, name):
+        with pytest.raises(ValueError, match="must end in .json, or in .html"):
+            make_report().save(tmp_path / name)
+        assert list(tmp_path.iterdir()) == []
+
     def test_failure_leaves_the_old_file(
         self, make_report, tmp_path, monkeypatch
     ):

@@ -679,8 +679,8 @@ SAMPLES = [
     ),
     (
         lambda: measure(data=DATA[:, :5], layers="encoder"),
-        "`data` must fit the input 'features' of the model, (None, 6, 4). "
-        "Received: shape (8, 5, 4)",
+        "`data` must fit the input 'features' of the model, (None, 6, 4); a "
+        "dataset must come in batches. Received: shape (8, 5, 4)",
     ),
     (
         lambda: measure(data=DATA, layers="nowhere"),

@@ -214,6 +214,7 @@ def attach_regularizer(
 def _attach(model, regularizer, layers, mask, pooling, line):
     check_pooling(pooling)
     with keras_graph.graph_lock, contextlib.ExitStack() as undo:
+        traced = _traced([model])
         if keras_graph.is_in_use(regularizer):
             raise ValueError(
                 "`regularizer` must be a layer of its own, which no model "
@@ -223,11 +224,25 @@ def _attach(model, regularizer, layers, mask, pooling, line):
             _attach_below(model, regularizer, layers, mask, pooling, line, undo)
         else:
             _insert(model, regularizer, layers, undo)
-        if not train_steps.is_hooked(model):
-            undo.callback(train_steps.unhook, model)
-            train_steps.hook(model)
-        keras_graph.forget_traces(model)
+        for outer in [model, *traced]:
+            if not train_steps.is_hooked(outer):
+                undo.callback(train_steps.unhook, outer)
+                train_steps.hook(outer)
+            if isinstance(regularizer, HiddenStateRegularization):
+                regularizer.join(outer)
         undo.pop_all()
+        for outer in traced:
+            keras_graph.retrace(outer)
+
+
+def _traced(parts):
+    """Models with traced steps that hold one of `parts`, up to date."""
+    found = {
+        id(x): x for part in parts for x in keras_graph.traced_models(part)
+    }
+    for model in found.values():
+        train_steps.sync(model)
+    return list(found.values())
 
 
 def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
@@ -250,7 +265,6 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
             setattr, regularizer, key, getattr(regularizer, key, None)
         )
         setattr(regularizer, key, value)
-    regularizer.join(model)
     with strategy_scope(model):
         # First: another thread may run the model as soon as the layer is in it.
         if not regularizer.built:
@@ -296,6 +310,8 @@ def _attach_layer(model, states: HiddenStates, name, layer, pooling, undo):
         if not training and current_recorder() is None:
             if isinstance(layer, HiddenStateRegularization):
                 layer.rest()
+                if training is None:
+                    layer.warn_of_no_training()
             return
         hidden = list(values[:number])
         _check_presence(states.names, hidden)
@@ -403,27 +419,26 @@ def detach(model: keras.Model, fold: bool = False) -> None:
             )
         if fold:
             _fold(model)
-        trained = {id(model): model}
+        trained = [model, *_traced(keras_graph.nested_models(model))]
         for nested, name in regularizers:
             layer = keras_graph.attached_layers(nested)[name]
-            trained |= {id(x): x for x in layer.joined_models()}
+            trained += layer.joined_models()
             keras_graph.detach_layer(nested, name)
         if is_normalized:
             keras_graph.remove_inserted_layer(model)
-        for outer in trained.values():
+        for outer in trained:
             _unhook(outer)
-            keras_graph.forget_traces(outer)
+            keras_graph.retrace(outer)
 
 
 def _unhook(model):
     """Undoes the hooks of a model and those in it, if nothing needs them."""
-    if not keras_graph.is_functional(model):
-        return
-    models = list(keras_graph.nested_models(model))
-    if _regularizers(model) or any(map(keras_graph.inserted_layer, models)):
-        return
-    for nested in models:
-        train_steps.unhook(nested)
+    is_functional = keras_graph.is_functional(model)
+    models = keras_graph.nested_models(model) if is_functional else [model]
+    kinds = (HiddenStateRegularization, IsotropicBatchNormalization)
+    if not keras_graph.find_layers(model, kinds):
+        for nested in models:
+            train_steps.unhook(nested)
 
 
 def _fold(model):

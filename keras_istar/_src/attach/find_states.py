@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -189,14 +190,18 @@ def check_functional(model: keras.Model) -> None:
             "`model` must be built: give it a `keras.Input` first, or call it "
             "once. Received: model of type Sequential, not built"
         )
+    advice = ""
+    if isinstance(model, keras.Model):
+        advice = (
+            "In a subclassed model, make an `IStarRegularization` layer "
+            "yourself and call it on the hidden states: "
+            "`x = self.istar([h1, h2], mask=mask, training=training)` "
+            "in `def call(self, inputs, training=None)`. "
+            f"{see_guide('subclassed-models')}. "
+        )
     raise ValueError(
         "`model` must be a KerasHub task or backbone, or a Functional Keras "
-        "model. In a subclassed model, make an `IStarRegularization` layer "
-        "yourself and call it on the hidden states: "
-        "`x = self.istar([h1, h2], mask=mask, training=training)` "
-        "in `def call(self, inputs, training=None)`. "
-        f"{see_guide('subclassed-models')}. "
-        f"Received: model of type {type(model).__name__}"
+        f"model. {advice}Received: model of type {type(model).__name__}"
     )
 
 
@@ -233,14 +238,15 @@ def _parse(layers):
     items = [layers] if isinstance(layers, (str, int)) else layers
     if isinstance(items, bytes) or not isinstance(items, Sequence) or not items:
         raise ValueError(
-            "`layers` must be 'all', an index, a name, or a list of indices "
-            f"and names. Received: layers={layers!r:.200}"
+            "`layers` must be 'all', an index, a name such as `layer.name`, or "
+            f"a list of indices and names. Received: layers={layers!r:.200}"
         )
     parsed: list[tuple[tuple[str, ...], int | str]] = []
     for item in items:
         if isinstance(item, bool) or not isinstance(item, (int, str)):
             raise ValueError(
-                "`layers` must hold indices and names of layers. "
+                "`layers` must hold indices and names of layers, such as "
+                "`layer.name`. "
                 f"Received: {item!r:.200} in layers"
             )
         if isinstance(item, int) or "/" not in item:
@@ -691,8 +697,13 @@ def _nothing_found(root, scopes, prefix, items, layers):
         x for x in dict.fromkeys(items) if isinstance(x, str) and x != "all"
     ]
     missing = sorted(set(names) - set(places))
+    hint = ""
     if missing:
         problem = f"has no layer named {missing}"
+        as_logged = re.fullmatch(r"layer_(\d+)", missing[0])
+        if as_logged and any(scope.blocks for scope in searched):
+            hint = f"The block that logs call {missing[0]!r} is the index "
+            hint += f"{as_logged[1]}, a number. "
     elif len({places[name] for name in names}) > 1:
         where = {name: places[name] or "the model itself" for name in names}
         return ValueError(
@@ -702,9 +713,17 @@ def _nothing_found(root, scopes, prefix, items, layers):
         )
     else:
         problem = "has no encoder blocks"
+        likely = [
+            call.layer.name
+            for scope in searched
+            for call in scope.calls
+            if any(len(x.shape) > 2 for x in call.outputs)
+        ]
+        example = list(dict.fromkeys(likely))[:2] or list(places)[:1]
+        hint = f"Name layers that return them, such as layers={example}. "
     return ValueError(
         "`layers` must choose hidden states of the model, which "
-        f"{problem}. Names there are: {list(places)}. "
+        f"{problem}. {hint}Names there are: {list(places)}. "
         f"{see_guide('which-layers')}. {received}"
     )
 

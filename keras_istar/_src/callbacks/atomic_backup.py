@@ -14,6 +14,8 @@ from typing import Any
 
 import keras
 
+from keras_istar._src import validation
+
 Logs = dict[str, Any] | None
 
 
@@ -48,7 +50,7 @@ class AtomicBackup(keras.callbacks.BackupAndRestore):
     def __init__(
         self, folder: str | os.PathLike, delete_checkpoint: bool = True
     ):
-        self.folder = Path(folder)
+        self.folder = Path(validation.check_path("folder", folder))
         # Keras writes here. What is here is never taken for a whole backup.
         super().__init__(
             str(self.folder / "unfinished"), delete_checkpoint=delete_checkpoint

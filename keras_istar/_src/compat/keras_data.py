@@ -291,7 +291,8 @@ def check_inputs(model: keras.Model, x: Any) -> None:
         if not _fits(tuple(tensor.shape), tuple(shape)):
             raise ValueError(
                 f"`data` must fit the input {tensor.name!r} of the model, "
-                f"{tuple(tensor.shape)}. Received: shape {tuple(shape)}"
+                f"{tuple(tensor.shape)}; a dataset must come in batches. "
+                f"Received: shape {tuple(shape)}"
             )
         dtype = getattr(array, "dtype", None)
         if tensor.dtype != "string" and not _are_numbers(dtype):
@@ -317,9 +318,9 @@ def _pairs(model, x) -> Iterator[tuple[Any, Any]]:
         tensors, arrays = model.inputs, keras.tree.flatten(x)
     if len(tensors) != len(arrays):
         raise ValueError(
-            "`data` must have one array for each of the "
-            f"{len(tensors)} inputs of the model. "
-            f"Received: {len(arrays)} arrays"
+            "`data` must have one array for each input of the model, and no "
+            "labels unless it is a dataset. "
+            f"Received: {len(arrays)} arrays for {len(tensors)} inputs"
         )
     return zip(tensors, arrays, strict=True)
 

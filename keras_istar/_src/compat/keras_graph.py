@@ -12,6 +12,7 @@ beside the outputs, see `keras_calls`; the node itself stays as it is.
 
 import contextlib
 import copy
+import gc
 import inspect
 import threading
 import weakref
@@ -49,6 +50,9 @@ _GRAPH = tuple(
     "_inputs _outputs _inputs_struct _outputs_struct _nodes _nodes_by_depth "
     "_operations _operations_by_depth".split()
 )
+
+# Attributes of a model with what was traced of it.
+_TRACES = ("train_function", "test_function", "predict_function")
 
 graph_lock = threading.RLock()  # To be held while the graph of a model changes.
 
@@ -566,6 +570,7 @@ def attach_layer(
         (node,) = below._inbound_nodes
         undo.callback(_forget_node, node)
         undo.callback(_hold(model, name, layer))
+        undo.callback(_keep_layers(model))
         undo.callback(_remove_below, graph, node)
         _set_below_outputs(graph, [*_below_outputs(graph), node])
         attachment = _Attachment(layer, node, undo.pop_all())
@@ -614,6 +619,32 @@ def _release(host, name, layer):
     host._tracker.untrack(layer)
     if name in {**vars(host), **vars(host).get("_modules", {})}:
         delattr(host, name)
+
+
+def _keep_layers(model):
+    """Makes a Sequential model refuse other layers; returns what undoes it.
+
+    It would make a new graph, without what is attached to this one.
+    """
+    if not isinstance(model, keras.Sequential):
+        return lambda: None
+
+    def refuse(*args, **kwargs):
+        raise ValueError(
+            "`model` cannot gain or lose layers while it is attached: call "
+            "`detach(model)` first, and attach anew. "
+            f"Received: model={model.name!r}"
+        )
+
+    refused = dict.fromkeys(("add", "pop"), refuse)
+    vars(model).update(refused)
+
+    def undo():
+        if not attached_layers(model):
+            for name in refused:
+                del vars(model)[name]
+
+    return undo
 
 
 def _forget_node(node):
@@ -749,16 +780,18 @@ def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer:
 
 
 def knows_training(layer: keras.layers.Layer) -> bool:
-    """Whether the caller of `layer` can tell it that the model trains.
+    """Whether the caller of `layer` could tell it that the model trains.
 
     A layer that is called by hand counts: its caller can pass `training`.
     """
+    if in_stateless_scope():
+        # On JAX, steps collect losses and say whether they train; a model that
+        # does not pass this on leaves its layers without.
+        return loses_losses()
     caller = calling_model(layer)
-    if caller is layer:
-        # On JAX, a model that trains or evaluates is not seen as the caller,
-        # but it collects losses.
-        return not in_stateless_scope() or loses_losses()
-    return "training" in inspect.signature(caller.call).parameters
+    return caller is layer or (
+        "training" in inspect.signature(caller.call).parameters
+    )
 
 
 def loses_losses() -> bool:
@@ -820,11 +853,29 @@ def skip_build(model: keras.Model) -> None:
     model._maybe_symbolic_build = lambda *args, **kwargs: None
 
 
-def forget_traces(model: keras.Model) -> None:
-    """Makes `fit`, `evaluate` and `predict` trace the model anew."""
-    model.train_function = None
-    model.test_function = None
-    model.predict_function = None
+def retrace(model: keras.Model) -> None:
+    """Makes `fit`, `evaluate` and `predict` trace `model` anew.
+
+    They may be running: their next step is the new one.
+    """
+    for name in _TRACES:
+        if getattr(model, name, None) is not None:
+            getattr(model, f"make_{name}")(force=True)
+
+
+def traced_models(part: keras.Model) -> list[keras.Model]:
+    """All models that hold `part`, or are it, and have been traced.
+
+    Keras keeps no list of the models that hold a layer.
+    """
+    return [
+        model
+        for model in gc.get_objects()
+        # Unlike `isinstance`, this runs no code of the objects.
+        if issubclass(type(model), keras.Model)
+        and any(vars(model).get(name) is not None for name in _TRACES)
+        and any(layer is part for layer in model._flatten_layers())
+    ]
 
 
 def keras_mask(tensor: Any) -> Any:
@@ -832,6 +883,8 @@ def keras_mask(tensor: Any) -> Any:
     return get_keras_mask(tensor)
 
 
-def find_layers(model: keras.Model, kind: type) -> list[keras.layers.Layer]:
+def find_layers(
+    model: keras.Model, kind: type | tuple[type, ...]
+) -> list[keras.layers.Layer]:
     """All layers of class `kind` in `model`, at any depth."""
     return [x for x in model._flatten_layers() if isinstance(x, kind)]

@@ -268,7 +268,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         if recorder is not None:
             recorder.record(self, states, masks)
         elif training is None:
-            self._warn_of_no_training()
+            self.warn_of_no_training()
         if training:
             self._add_penalty(states, masks)
         return states[-1]
@@ -312,14 +312,15 @@ class HiddenStateRegularization(keras.layers.Layer):
                 "it is called with `return_losses=True`."
             )
 
-    def _warn_of_no_training(self):
+    def warn_of_no_training(self) -> None:
         """Warns if the model that calls does not say whether it trains."""
+        part = "this layer" if self.attachment is None else "what it calls"
         if not keras_graph.knows_training(self):
             self._warn(
                 "adds no penalty, as it is not told whether the model trains. "
                 "Give `call` of the model a `training` argument, "
                 "`def call(self, inputs, training=None)`, and pass it on to "
-                "this layer: `self.layer(x, training=training)`."
+                f"{part}: `self.layer(x, training=training)`."
             )
 
     def _warn(self, what):
@@ -352,7 +353,8 @@ class HiddenStateRegularization(keras.layers.Layer):
             raise ValueError(
                 f"`{name}` can only change from numbers to numbers once the "
                 "layer is built: train steps may have been traced for what it "
-                f"was, {self.settings[name]!r:.200}. Make a new layer. "
+                f"was, {self.settings[name]!r:.200}. Make a new layer: "
+                f"`detach(model)`, and attach with `{name}`. "
                 f"Received: {name}={value!r:.200}"
             )
         before = self.settings.get(name)

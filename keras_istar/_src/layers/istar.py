@@ -31,6 +31,16 @@ from keras_istar._src.score.sampling import sampled_moments
 from keras_istar._src.types import Schedulable
 from keras_istar._src.types import Tensor
 
+# Arguments that traced steps depend on.
+_FIXED = (
+    "momentum",
+    "sync",
+    "max_tokens",
+    "seed",
+    "relative",
+    "per_layer",
+    "centered",
+)
 # The momentum of Σ_S with a target, unless one is given. The target holds the
 # score of Σ_S, which must not lag behind the model: with 0.99 models collapsed.
 _MOMENTUM_OF_TARGET = 0.9
@@ -262,9 +272,19 @@ class IStarRegularization(HiddenStateRegularization):
             )
         if self.relative and self.target is None:
             raise ValueError(
-                "`relative` must be False without a `target`. "
+                "`relative` must be False without a `target`, such as "
+                "target=0.5. "
                 "Received: relative=True, target=None"
             )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and getattr(self, "built", False):
+            raise AttributeError(
+                f"`{name}` cannot change once the layer is built. Make a new "
+                f"layer: `detach(model)`, and attach with `{name}`. "
+                f"Received: {name}={value!r:.200}"
+            )
+        super().__setattr__(name, value)
 
     def check_setting(self, name: str, value: Any) -> None:
         settings = {**self.settings, name: value}
@@ -274,7 +294,8 @@ class IStarRegularization(HiddenStateRegularization):
             if (before is None) != (target is None):
                 raise ValueError(
                     "`target` must be given when the layer is made, or not at "
-                    "all: its loss and its logs are others with a target. "
+                    "all, as it changes the loss and the logs: "
+                    "`detach(model)`, and attach anew. "
                     f"Received: target={target!r:.200}"
                 )
             check_range("target", target, self.relative)
@@ -550,21 +571,7 @@ class IStarRegularization(HiddenStateRegularization):
         config = super().get_config()
         if not callable(self.target):
             config["target"] = target_config(self.target)
-        config.update(
-            {
-                name: getattr(self, name)
-                for name in (
-                    "momentum",
-                    "sync",
-                    "max_tokens",
-                    "seed",
-                    "relative",
-                    "per_layer",
-                    "centered",
-                )
-            }
-        )
-        return config
+        return config | {name: getattr(self, name) for name in _FIXED}
 
     def state_in_files(self) -> list[keras.Variable]:
         state = super().state_in_files()
@@ -580,7 +587,8 @@ class IStarRegularization(HiddenStateRegularization):
                 self.set_shrinkage_covariance(np.asarray(store[name]))
             except ValueError as e:
                 raise ValueError(
-                    "`shrinkage_covariance` in a file of weights must be a "
-                    f"covariance. Received, for layer {self.name!r}: {e}"
+                    "`shrinkage_covariance` in a file of weights must fit the "
+                    f"layer {self.name!r}. To load all other weights, detach "
+                    f"first, or use `skip_mismatch=True`. Received: {e}"
                 ) from e
         super().load_own_variables(store)

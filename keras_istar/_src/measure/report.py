@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 ISOTROPIC_TARGET = "the isotropic covariance of the same trace"
 _FORMAT = "keras_istar.IsotropyReport"
 _VERSION = 2
+_PAGES = (".html", ".htm")
 _MOST_OUTLIERS = 8  # Named for each layer; `to_frame` has all.
 _WIDTH = 79
 
@@ -185,21 +186,28 @@ class IsotropyReport:
                 the differences. For `.html` only.
 
         Raises:
-            ValueError: If `path` is no path, or `before` is no report or is
-                given for another kind of file.
+            ValueError: If `path` is no path or ends in something else, or
+                `before` is no report or is given for another kind of file.
             FileNotFoundError: If the folder does not exist.
             ImportError: If a package that the page needs is not installed.
         """
         name = validation.check_path("path", path).lower()
-        is_page = name.endswith((".html", ".htm"))
+        suffix = pathlib.Path(name).suffix
+        if suffix not in ("", ".json", *_PAGES):
+            raise ValueError(
+                "`path` must end in .json, or in .html for a page. "
+                f"Received: path={path!r}"
+            )
+        is_page = suffix in _PAGES
         if before is None:
             reports = [self]
         elif is_page and isinstance(before, IsotropyReport):
             reports = [before, self]
         else:
             raise ValueError(
-                "`before` must be an `IsotropyReport`, and `path` then end in "
-                f".html. Received: before={before!r:.200}, path={path!r}"
+                "`path` must end in .html where `before` is given, and "
+                "`before` must be an `IsotropyReport`. "
+                f"Received: path={path!r}, before={before!r:.200}"
             )
         if is_page:
             from keras_istar._src.measure import report_page
@@ -415,7 +423,8 @@ def _rename_points(row):
 def _not_a_report(path: str | os.PathLike) -> ValueError:
     """The error for a file that holds something else."""
     return ValueError(
-        "`path` must be a file that `IsotropyReport.save` has written. "
+        "`path` must be a file that `IsotropyReport.save` has written as "
+        "JSON; a page cannot be read. "
         f"Received: path={os.fspath(path)!r}"
     )
 

@@ -84,6 +84,7 @@ class StatesPass:
                 verbose=0,
                 callbacks=[self._monitor],
             )
+        _check_called(self._recording.model, self._recording.not_called)
         return {
             layer: self._recording.values_of(layer) for layer in self._layers
         }
@@ -108,11 +109,22 @@ def _expected_tracing() -> Iterator[None]:
         logger.removeFilter(is_other)
 
 
+def _check_called(model, not_called):
+    if not_called:
+        raise ValueError(
+            f"`model` must call its layer {not_called[0]!r} on hidden states "
+            "whenever it runs, in inference too. "
+            f"Received: model={model.name!r}, which does not"
+        )
+
+
 class _RecordingModel(keras.Model):
     """Keeps running statistics of the states that `model` shows to `layers`."""
 
     def __init__(self, model, layers, make_statistic):
         super().__init__(name="states_pass")
+        self.not_called = [x.name for x in layers if x.state_names is None]
+        _check_called(model, self.not_called)
         self.model = model
         self._watched = tuple(layers)
         self._state = Variables()
@@ -130,7 +142,10 @@ class _RecordingModel(keras.Model):
         with record_states() as recorder:
             self.model(inputs, training=False)
         for layer in self._watched:
-            for states in recorder.calls_of(layer):
+            calls = recorder.calls_of(layer)
+            if not calls:
+                self.not_called.append(layer.name)
+            for states in calls:
                 for total, state in zip(
                     self._totals[id(layer)], states, strict=True
                 ):

@@ -1,0 +1,180 @@
+"""Attaching and detaching after a train step was traced, even within `fit`."""
+
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_istar
+
+HOOKS = [
+    "on_train_begin",
+    "on_epoch_begin",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_epoch_end",
+]
+
+
+@pytest.fixture
+def data(rng):
+    x = rng.normal(size=(32, 6, 4)).astype("float32")
+    return x, np.zeros((32, 1), "float32")
+
+
+def make_encoder():
+    inputs = keras.Input((6, 4))
+    hidden = keras.layers.Dense(5, name="block")(inputs)
+    return keras.Model(inputs, keras.layers.Dense(5)(hidden), name="encoder")
+
+
+def make_functional():
+    encoder = make_encoder()
+    inputs = keras.Input((6, 4))
+    pooled = keras.layers.GlobalAveragePooling1D()(encoder(inputs))
+    return encoder, keras.Model(inputs, keras.layers.Dense(1)(pooled))
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.encoder = make_encoder()
+        self.pooling = keras.layers.GlobalAveragePooling1D()
+        self.head = keras.layers.Dense(1)
+
+    def call(self, inputs, training=None):
+        return self.head(self.pooling(self.encoder(inputs, training=training)))
+
+
+def make_subclassed():
+    model = Subclassed()
+    return model.encoder, model
+
+
+def fit(model, data, **kwargs):
+    return model.fit(*data, verbose=0, **kwargs).history
+
+
+def is_penalized(logs):
+    """Whether 1000 * (1 - IsoScore*) of an untrained layer is in the loss."""
+    return logs["loss"][-1] > 100.0
+
+
+@pytest.mark.parametrize("make", [make_functional, make_subclassed])
+def test_part_of_a_model_that_was_trained(make, data):
+    encoder, model = make()
+    model.compile("sgd", "mse")
+    assert not is_penalized(fit(model, data))
+    keras_istar.attach(encoder, "block", strength=1000.0)
+    logs = fit(model, data)
+    assert is_penalized(logs)
+    assert "isoscore" in logs
+    callback = keras_istar.IStarCallback(data[0], verbose=0)
+    assert "isoscore" in fit(model, data, callbacks=[callback])
+    keras_istar.detach(encoder)
+    logs = fit(model, data)
+    assert not is_penalized(logs)
+    assert set(logs) == {"loss"}
+
+
+def test_part_is_detached_from_a_model_that_it_was_not_attached_by(data):
+    encoder, model = make_functional()
+    keras_istar.attach(encoder, "block", strength=1000.0)
+    model.compile("sgd", "mse")
+    assert is_penalized(fit(model, data))
+    keras_istar.detach(encoder)
+    assert not is_penalized(fit(model, data))
+    assert not {"train_step", "compute_loss"} & set(vars(model))
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_within_fit(data, hook):
+    _, model = make_functional()
+    model.compile("sgd", "mse")
+    steps = [
+        lambda: keras_istar.attach(model, "encoder/block", strength=1000.0),
+        lambda: keras_istar.detach(model),
+    ]
+
+    class Once(keras.callbacks.Callback):
+        def __init__(self, step):
+            super().__init__()
+            setattr(self, hook, self.run)
+            self.step = step
+
+        def run(self, *args, **kwargs):
+            step, self.step = self.step, lambda: None
+            step()
+
+    for step, is_expected in zip(steps, (True, False), strict=True):
+        once = Once(step)
+        logs = fit(model, data, epochs=3, batch_size=8, callbacks=[once])
+        assert is_penalized(logs) == is_expected
+        assert np.isfinite(logs["loss"]).all()
+
+
+def test_evaluate_and_predict_go_on(data):
+    encoder, model = make_functional()
+    model.compile("sgd", "mse")
+    before = model.evaluate(*data, verbose=0), model.predict(data[0], verbose=0)
+    keras_istar.attach(encoder, "block", strength=1000.0)
+    loss, *_ = np.atleast_1d(model.evaluate(*data, verbose=0))
+    np.testing.assert_allclose(loss, before[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        model.predict(data[0], verbose=0), before[1], rtol=1e-6
+    )
+
+
+class Untold(Subclassed):
+    def call(self, inputs):
+        return self.head(self.pooling(self.encoder(inputs)))
+
+
+class NotPassedOn(Subclassed):
+    def call(self, inputs, training=None):
+        return self.head(self.pooling(self.encoder(inputs)))
+
+
+@pytest.mark.parametrize("kind", [Untold, NotPassedOn])
+def test_model_that_is_not_told_whether_it_trains(kind, data):
+    model = kind()
+    keras_istar.attach(model.encoder, "block", strength=1000.0)
+    model.compile("sgd", "mse")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        logs = fit(model, data)
+    has_warned = any(
+        "adds no penalty, as it is not told whether the model trains"
+        in str(warning.message)
+        for warning in caught
+    )
+    # TensorFlow remembers it for layers below; where it does not, or on JAX:
+    assert has_warned != is_penalized(logs)
+    if kind is Untold or keras.backend.backend() == "jax":
+        assert has_warned
+
+
+def test_sequential_model_keeps_its_layers(data):
+    model = keras.Sequential(
+        [
+            keras.Input((6, 4)),
+            keras.layers.Dense(5, name="block"),
+            keras.layers.GlobalAveragePooling1D(),
+        ]
+    )
+    keras_istar.attach(model, "block", strength=1000.0)
+    keras_istar.measure(model, data[0], "block", verbose=0)
+    for change in (lambda: model.add(keras.layers.Dense(1)), model.pop):
+        with pytest.raises(ValueError) as error:
+            change()
+        assert str(error.value) == (
+            "`model` cannot gain or lose layers while it is attached: call "
+            "`detach(model)` first, and attach anew. "
+            f"Received: model={model.name!r}"
+        )
+    keras_istar.detach(model)
+    model.add(keras.layers.Dense(1))
+    keras_istar.attach(model, "block", strength=1000.0)
+    model.compile("sgd", "mse")
+    assert is_penalized(fit(model, data))
