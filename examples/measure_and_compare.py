@@ -27,11 +27,11 @@ outputs = keras.layers.Dense(1, "sigmoid")(pooled)
 model = keras.Model(inputs, outputs, name="classifier")
 model.compile(keras.optimizers.Adam(3e-3), "binary_crossentropy")
 
-before = keras_istar.measure(model, x, LAYERS, metrics=MEASURES, verbose=0)
+before = keras_istar.measure(model, x, LAYERS, measures=MEASURES, verbose=0)
 before.save("before.json")
 
 model.fit(x, y, epochs=5, verbose=0)
-after = keras_istar.measure(model, x, LAYERS, metrics=MEASURES, verbose=0)
+after = keras_istar.measure(model, x, LAYERS, measures=MEASURES, verbose=0)
 
 after.save("after.json")
 print(after)

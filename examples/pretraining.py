@@ -8,8 +8,8 @@ have learned is shown by their perplexity of masked words in held-out sentences,
 and by two accuracies on the film reviews: of a logistic regression on the mean
 of the last hidden state, and after fine-tuning without a regularizer. Beside
 them stands a BERT that is not pre-trained. Each run adds a line to the file,
-and runs that are in it are not repeated. The table at the end is of all of
-them. A run takes five minutes on a CPU core.
+and runs that it holds, with the same options, are not repeated. The table at
+the end is of all runs in the file. A run takes five minutes on a CPU core.
 """
 
 import dataclasses
@@ -47,6 +47,8 @@ METHODS = {
     "strength=-1": {"strength": -1.0, "momentum": 0.99},
     "strength=1": {"strength": 1.0, "momentum": 0.99},
 }
+# Options that change results; each line of the output holds them.
+SETTINGS = ("steps", "tasks", "vocabulary_size")
 RESERVED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NUM_LAYERS = 4
 LENGTH = 24  # Tokens of a sentence; the mean is 15.
@@ -59,10 +61,15 @@ FINETUNING_EPOCHS = 2
 class Options:
     """Options of the command line."""
 
-    output: str = option("results", "file of lines of JSON", required=True)
+    output: str = option(
+        "results",
+        "file to which each run adds a line of JSON; runs that it holds are "
+        "not repeated",
+        required=True,
+    )
     methods: tuple[str, ...] = option(
         "runs",
-        f"of {', '.join(METHODS)} (default: all)",
+        f"some of {', '.join(map(repr, METHODS))} (default: all)",
         tuple(METHODS),
         nargs="+",
         choices=list(METHODS),
@@ -73,14 +80,15 @@ class Options:
     )
     steps: int = option(
         "runs",
-        "of pre-training (default: %(default)s)",
+        "steps of pre-training (default: %(default)s)",
         2_000,
         type=positive_int,
     )
     tasks: tuple[str, ...] = option(
         "data",
-        "whose sentences to learn from, as finetune.py takes them; the first "
-        "is what is fine-tuned (default: film-reviews glue/sst2)",
+        "tasks of single sentences, as --task of finetune.py takes them: "
+        "pre-training learns from the sentences of all of them, fine-tuning "
+        "is on the first (default: film-reviews glue/sst2)",
         ("film-reviews", "glue/sst2"),
         nargs="+",
     )
@@ -94,45 +102,78 @@ class Options:
         type=positive_int,
     )
 
+    @property
+    def settings(self) -> dict[str, int | str]:
+        """What their lines say of all of these runs."""
+        settings = {name: getattr(self, name) for name in SETTINGS}
+        return settings | {"tasks": " ".join(self.tasks)}
+
 
 def run(options: Options) -> None:
     """Does the runs that are left, and prints the table."""
     path = Path(options.output)
-    try:
-        path.touch()
-        done = {(line["method"], line["seed"]) for line in read(path)}
-        runs = [
-            (method, seed)
-            for seed in range(options.seeds)
-            for method in options.methods
-            if (method, seed) not in done
-        ]
-        if runs:
-            tasks = [data.load(x, options.data_dir) for x in options.tasks]
-            sentences = Sentences.of(tasks, options.vocabulary_size)
-        for method, seed in runs:
-            line = {"method": method, "seed": seed, "steps": options.steps}
-            line |= learn(sentences, tasks[0], method, seed, options.steps)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            print(line, flush=True)
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error}") from error
+    append(path, "")  # Fails before training if it cannot be written.
+    done = read(path)
+    runs = [
+        {"method": method, "seed": seed, **options.settings}
+        for seed in range(options.seeds)
+        for method in dict.fromkeys(options.methods)
+    ]
+    runs = [x for x in runs if not any(x.items() <= y.items() for y in done)]
+    if runs:
+        tasks = [data.load(x, options.data_dir) for x in options.tasks]
+        sentences = Sentences.of(tasks, options.vocabulary_size)
+    for line in runs:
+        method, seed = line["method"], line["seed"]
+        line |= learn(sentences, tasks[0], method, seed, options.steps)
+        append(path, json.dumps(line) + "\n")
+        print(line, flush=True)
     print(table(read(path)))
 
 
+def append(path: Path, text: str) -> None:
+    """Adds text to a file, which is made if there is none."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error}") from error
+
+
 def read(path: Path) -> list[dict]:
-    """The lines of the file."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """The lines of the file; settings that a line lacks had their defaults.
+
+    Raises:
+        UserError: If a line is not from this program.
+    """
+    defaults = Options(str(path)).settings
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = []
+    for number, content in enumerate(text.splitlines(), start=1):
+        try:
+            line = defaults | json.loads(content)
+        except (ValueError, TypeError):
+            line = {}
+        if not {"method", "seed"} <= line.keys():
+            raise UserError(
+                f"line {number} of {path} is not from this program: choose "
+                f"another --output, or remove it. Received: {content:.80}"
+            )
+        lines.append(line)
+    return lines
 
 
 def table(lines: list[dict]) -> str:
-    """Means and standard deviations over the seeds, by method."""
-    frame = pd.DataFrame(lines).drop(columns=["seed", "steps"])
-    groups = frame.groupby("method", sort=False)
+    """Means and standard deviations over the seeds, by method.
+
+    Runs whose settings differ have rows of their own, which name them.
+    """
+    frame = pd.DataFrame(lines).drop(columns="seed")
+    alike = [x for x in SETTINGS if frame[x].nunique() == 1]
+    keys = ["method", *(x for x in SETTINGS if x not in alike)]
+    groups = frame.drop(columns=alike).groupby(keys, sort=False)
     shown = groups.agg(_mean_and_deviation)
-    return shown.assign(seeds=groups.size()).to_string()
+    return shown.assign(seeds=groups.size()).to_string(sparsify=False)
 
 
 def _mean_and_deviation(values):

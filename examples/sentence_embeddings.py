@@ -15,8 +15,8 @@ several minutes on two CPU cores.
 
 import keras
 import numpy as np
-import tensorflow_datasets as tfds
 from finetuning.classifiers import load_classifier
+from finetuning.data import read_tfds
 from scipy.stats import spearmanr
 
 import keras_istar
@@ -48,7 +48,7 @@ def make_models():
 
 def load(split, preprocessor):
     """Two sets of tokens, and scores from 0 to 1."""
-    data = tfds.as_numpy(tfds.load("glue/stsb", split=split, batch_size=-1))
+    _, (data,) = read_tfds("glue/stsb", [split], data_dir=None)
     pair = [
         {
             name: np.asarray(x).astype("int32")

@@ -90,9 +90,18 @@ def prepare_devices(
         The scope in which the model has to be made, compiled and trained.
 
     Raises:
-        UserError: If the strategy is not one of the Keras backend in use, or
-            there are no such devices.
+        UserError: If the strategy is not one of the Keras backend in use, does
+            not use `tpu` or `virtual_devices`, or there are no such devices.
     """
+    for flag, value, users in (
+        ("--tpu", tpu, ("tpu",)),
+        ("--virtual-devices", virtual_devices, ("mirrored", "data-parallel")),
+    ):
+        if value is not None and strategy not in users:
+            raise UserError(
+                f"{flag} must be given with --strategy {' or '.join(users)}. "
+                f"Received: {flag} {value} --strategy {strategy}"
+            )
     if strategy == "none":
         return contextlib.nullcontext()
     backend = "jax" if strategy == "data-parallel" else "tensorflow"
@@ -115,7 +124,8 @@ def _mirrored(virtual_devices):
             tf.config.list_physical_devices("CPU")[0],
             [tf.config.LogicalDeviceConfiguration()] * virtual_devices,
         )
-        devices = [device.name for device in tf.config.list_logical_devices()]
+        cpus = tf.config.list_logical_devices("CPU")
+        devices = [cpu.name for cpu in cpus]
     return tf.distribute.MirroredStrategy(devices).scope()
 
 
@@ -138,6 +148,7 @@ def _data_parallel(virtual_devices):
     import jax
 
     if virtual_devices is not None:
+        jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", virtual_devices)
     keras.distribution.set_distribution(
         keras.distribution.DataParallel(auto_shard_dataset=False)

@@ -32,6 +32,7 @@ _NEUTRAL = 0.5  # Ratings nearer to 0 have no clear label.
 GLUE_HOST = "https://dl.fbaipublicfiles.com"
 SQUAD_HOST = "https://rajpurkar.github.io"
 SECONDS_TO_ANSWER = 8.0
+_INSTALL = 'In a clone of the repository: pip install ".[examples]"'
 # The files of a folder: the names that each part may have.
 _PART_NAMES = (("train",), ("validation", "dev"), ("test",))
 _SUFFIXES = (".txt", ".tsv")
@@ -276,7 +277,8 @@ def _table_rows(lines, classes):
 def _read_lines(path):
     """Lines of a file in UTF-8 that are not blank."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        # A mark at its start, as spreadsheets write it, is no part of a label.
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     # Not `splitlines`, which breaks texts at rarer characters too.
@@ -331,10 +333,11 @@ def read_tfds(
             builder.download_and_prepare()
         columns = builder.as_dataset(split=splits, batch_size=-1)
     except Exception as error:  # TFDS has no common class for its errors.
+        is_missing = isinstance(error, ImportError)
         raise UserError(
             f"cannot load {name} with tensorflow-datasets from "
             f"{data_dir or 'its default folder'}: {summarize(error)}. "
-            f"{_advice(name, data_dir)}"
+            f"{_INSTALL if is_missing else _advice(name, data_dir)}"
         ) from error
     features = builder.info.features
     label = features["label"] if "label" in features else None

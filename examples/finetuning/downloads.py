@@ -109,7 +109,10 @@ def fetch(
         ):
             _fill(folder, package, pip)
     except OSError as error:
-        raise UserError(f"cannot fill the cache {folder}: {error}") from error
+        raise UserError(
+            f"cannot fill the cache {folder}: {error}. To have it elsewhere, "
+            "set KERAS_ISTAR_CACHE"
+        ) from error
     return folder
 
 
@@ -163,7 +166,7 @@ def _pip_failure(package, stderr):
         return str(_hash_error(package.requirement))
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
-    reason = errors[-1].removeprefix("ERROR:").strip() if errors else "no word"
+    reason = errors[-1].removeprefix("ERROR:").strip() if errors else "nothing"
     return (
         f"pip could not download {package.requirement}; is there a network "
         f"connection? pip says: {reason}"
@@ -171,7 +174,10 @@ def _pip_failure(package, stderr):
 
 
 def _hash_error(what):
-    return UserError(f"the hash of {what} does not match, it was not used")
+    return UserError(
+        f"the hash of {what} does not match, so that it was not used; try "
+        "again, or another package index"
+    )
 
 
 def _unpack(archive, member, target):

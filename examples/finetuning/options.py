@@ -62,7 +62,7 @@ class Options:
     )
     limit: int = option(
         _DATA,
-        "use at most so many examples of each of train, validation and test, "
+        "use at most this many examples of each of train, validation and test, "
         "0 for all (default: %(default)s)",
         4800,
         type=non_negative_int,
@@ -83,9 +83,9 @@ class Options:
     )
     target: float | None = option(
         _REGULARIZER,
-        "of I-STAR: the IsoScore of all layers to hold, between 0 and 1, "
-        "instead of the push of a strength; --strength is then how firmly "
-        "(default: 20)",
+        "of I-STAR: hold the IsoScore of all --layers together at this number, "
+        "0 to 1, instead of pushing it on and on; --strength then says how "
+        "firmly, at least 0 (default: 20)",
         type=fraction,
     )
     shrinkage: float | None = option(
@@ -97,7 +97,8 @@ class Options:
     momentum: float | None = option(
         _REGULARIZER,
         "of I-STAR: make the stable estimate a moving average over batches, "
-        "instead of passes over the training texts",
+        "instead of passes over the training texts (default: none; 0.9 with "
+        "--target)",
         type=open_fraction,
     )
     layers: tuple[int | str, ...] = option(
@@ -123,13 +124,14 @@ class Options:
     )
     learning_rate: float = option(
         _TRAINING,
-        "peak of Adam's, after a warm-up (default: %(default)s)",
+        "the highest one of Adam, after a warm-up (default: %(default)s)",
         3e-5,
         type=positive_real,
     )
     seed: int = option(
         _TRAINING,
-        "of the head, the order of examples and dropout (default: %(default)s)",
+        "for the new head, the order of examples and dropout (default: "
+        "%(default)s)",
         0,
         type=seed,
     )
@@ -137,28 +139,31 @@ class Options:
         _DEVICES,
         "mirrored: all GPUs of this machine (TensorFlow); tpu: a TPU slice, in "
         "mixed bfloat16 (TensorFlow); data-parallel: all devices (JAX: set "
-        "KERAS_BACKEND=jax); incomplete batches are dropped "
-        "(default: %(default)s)",
+        "KERAS_BACKEND=jax); all three drop incomplete batches (default: "
+        "%(default)s)",
         "none",
         choices=("none", "mirrored", "tpu", "data-parallel"),
     )
     tpu: str | None = option(
-        _DEVICES, "name or address of the TPU (default: this machine's)"
+        _DEVICES,
+        "for --strategy tpu: name or address of the TPU (default: this "
+        "machine's)",
     )
     virtual_devices: int | None = option(
         _DEVICES,
-        "split the CPU into so many devices, to try a strategy without others",
+        "for --strategy mirrored or data-parallel: split the CPU into this "
+        "many devices and use only these, to try the strategy anywhere",
         type=positive_int,
     )
     log_dir: str | None = option(
         _OUTPUT,
-        "write TensorBoard logs there, with the isotropy of --layers whatever "
-        "the regularizer",
+        "folder for TensorBoard logs, which show the isotropy of --layers with "
+        "every regularizer",
     )
     output: str | None = option(
         _OUTPUT,
-        "save the classifier there as a plain KerasHub preset; of squad, "
-        "model.keras and tokenizer.json",
+        "folder to save the trained classifier to, as a plain KerasHub preset; "
+        "for squad, as model.keras and tokenizer.json",
     )
 
     @property
@@ -167,7 +172,7 @@ class Options:
 
         Raises:
             UserError: If an option was given that the regularizer does not
-                have.
+                have, or the regularizer does not fit the task.
         """
         given = {
             name: getattr(self, name)

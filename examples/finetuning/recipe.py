@@ -22,6 +22,7 @@ from finetuning import regularizers
 from finetuning import spans
 from finetuning import tokens
 from finetuning.classifiers import load_classifier
+from finetuning.command_line import UserError
 from finetuning.data import Examples
 from finetuning.data import TextData
 from finetuning.optimizers import adam
@@ -125,13 +126,21 @@ def finetune(
         verbose: 0 prints nothing, 1 what is done and how far it is.
 
     Raises:
-        UserError: If the model has no such layers.
+        UserError: If the method does not fit the model, or `are_alike` leaves
+            no batch of a part.
         RuntimeError: If the loss is not finite.
     """
     layer = regularizers.attach(task, method, layers)
     preprocessor, task.preprocessor = task.preprocessor, None
     parts = _tokenize(preprocessor, data, recipe, seed)
     batches = Batches(recipe.batch_size, are_alike)
+    if not all(map(batches.count, parts)):
+        raise UserError(
+            "where incomplete batches are dropped, `batch_size` must be at "
+            "most the number of examples of each part. Received: "
+            f"batch_size={recipe.batch_size}, parts of "
+            f"{[len(part.labels) for part in parts]}"
+        )
 
     def evaluate():
         scores = predict_and_score(task, data, parts.test, batches, verbose)

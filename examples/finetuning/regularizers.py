@@ -51,10 +51,11 @@ def attach(
         The layer of the method, None if it has none.
 
     Raises:
-        UserError: If the model has no such layers.
+        UserError: If options of the method do not fit each other, or the model
+            has no such layers.
     """
-    layer = _make_layer(method)
     try:
+        layer = _make_layer(method)
         if layer is not None:
             own = None if method.layers is None else list(method.layers)
             keras_istar.attach_regularizer(task, layer, own)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import socket
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,14 @@ def test_a_task_of_numbers_has_no_classes(monkeypatch):
 )
 def test_scores_of_a_task_are_those_of_glue(task, scores):
     assert data.find_task(f"glue/{task}").scores == scores
+
+
+def test_mark_of_spreadsheets_is_no_part_of_a_label(tmp_path):
+    path = tmp_path / "table.tsv"
+    lines = [f"{'yn'[i % 2]}\tone {i}\n" for i in range(100)]
+    path.write_text("".join(lines), encoding="utf-8-sig")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbfy")
+    assert data.load(str(path)).classes == ("n", "y")
 
 
 def test_file_of_pairs(tmp_path):
@@ -265,6 +274,12 @@ def test_glue_without_data_says_how_to_get_it(
     assert message.endswith(f"tfds build glue/rte --data_dir {folder}")
     reason = "no route to host" if has_folder else "no such data folder"
     assert reason in message
+
+
+def test_glue_without_its_packages_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(UserError, match="cannot load .* pip install"):
+        data.load("glue/rte")
 
 
 @contextlib.contextmanager

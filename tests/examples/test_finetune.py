@@ -176,6 +176,25 @@ def test_sentence_pairs_of_glue(run, task, scores):
         ),
         (["--sequence-length", "33"], "longer than the 32 positions"),
         (
+            ["--target", "0.3", "--strength", "-1"],
+            "`strength` must be at least 0 with a `target`",
+        ),
+        (
+            ["--tpu", "local"],
+            "--tpu must be given with --strategy tpu. Received: --tpu local "
+            "--strategy none",
+        ),
+        (
+            ["--virtual-devices", "2", "--strategy", "tpu"],
+            "--virtual-devices must be given with --strategy mirrored or data-"
+            "parallel. Received: --virtual-devices 2 --strategy tpu",
+        ),
+        (
+            ["--strategy", "mirrored", "--batch-size", "64"],
+            "`batch_size` must be at most the number of examples of each part. "
+            r"Received: batch_size=64, parts of \[\d+, \d+, \d+, \d+\]",
+        ),
+        (
             ["--task", "squad", "--regularizer", "isobn"],
             "isobn scales sentence embeddings, .* task squad",
         ),

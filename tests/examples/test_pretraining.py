@@ -1,6 +1,7 @@
 """Pre-training of small BERTs: what is held out, the figures, the lines."""
 
 import json
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -31,12 +32,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run(folder, capsys, *options):
+def run(folder, capsys, *methods, steps=2, size=60, tasks=None):
     output = folder / "lines.jsonl"
     pretraining.main(
-        ["--output", str(output), "--tasks", str(folder)]
-        + ["--vocabulary-size", "60", "--steps", "2", "--seeds", "1"]
-        + ["--methods", *options]
+        ["--output", str(output), "--tasks", *(tasks or [str(folder)])]
+        + ["--vocabulary-size", str(size), "--steps", str(steps)]
+        + ["--seeds", "1", "--methods", *methods]
     )
     lines = output.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines], capsys.readouterr().out
@@ -72,6 +73,34 @@ def test_runs_are_recorded_once_and_shown(folder, capsys, monkeypatch):
     assert again == lines
     assert shown.endswith(table)
     assert "nan" not in table
+
+
+def test_runs_of_other_settings_are_other_runs(folder, capsys, monkeypatch):
+    trained = []
+
+    def learn(sentences, task, method, seed, steps):
+        trained.append(method)
+        return {"accuracy": len(trained) / 10}
+
+    monkeypatch.setattr(pretraining, "learn", learn)
+    run(folder, capsys, "none", "none")
+    assert trained == ["none"]  # A method that is named twice has one run.
+    run(folder, capsys, "none")
+    assert trained == ["none"]
+    run(folder, capsys, "none", steps=3)
+    run(folder, capsys, "none", size=61)
+    lines, shown = run(folder, capsys, "none", tasks=[str(folder)] * 2)
+    assert len(trained) == len(lines) == 4
+    found = [(x["steps"], x["vocabulary_size"], x["tasks"]) for x in lines]
+    assert found == [
+        (2, 60, str(folder)),
+        (3, 60, str(folder)),
+        (2, 61, str(folder)),
+        (2, 60, f"{folder} {folder}"),
+    ]
+    *_, one, two, three, four = shown.splitlines()
+    for row, accuracy in zip((one, two, three, four), "1234", strict=True):
+        assert row.startswith("none") and row.endswith(f"0.{accuracy}00      1")
 
 
 def test_probe_reads_the_mean_of_real_tokens():
@@ -134,21 +163,69 @@ def test_no_text_to_learn_from_is_part_of_one_held_out(folder, tmp_path):
 
 def test_table_has_means_over_seeds():
     scores = {"none": (0.5, 0.7), "target=0.3": (0.25, 0.25)}
+    settings = {"steps": 1, "tasks": "a b", "vocabulary_size": 9}
     lines = [
-        {"method": name, "seed": seed, "steps": 1, "accuracy": values[seed]}
+        {"method": name, "seed": seed, **settings, "accuracy": values[seed]}
         for name, values in scores.items()
         for seed in range(2)
     ]
-    rows = pretraining.table(lines).splitlines()[2:]
-    assert [" ".join(row.split()) for row in rows] == [
+
+    def rows():
+        found = pretraining.table(lines).splitlines()
+        return [" ".join(row.split()) for row in found]
+
+    assert rows()[2:] == [
         "none 0.600 ± 0.141 2",  # The difference over the square root of 2.
         "target=0.3 0.250 ± 0.000 2",
     ]
+    lines.append(lines[0] | {"steps": 8, "accuracy": 0.9})
+    assert rows()[1:] == [
+        "method steps",
+        "none 1 0.600 ± 0.141 2",
+        "target=0.3 1 0.250 ± 0.000 2",
+        "none 8 0.900 1",
+    ]
+
+
+def test_published_runs_are_those_of_the_defaults(monkeypatch, tmp_path):
+    published = Path(pretraining.__file__).parent / "results/pretraining.jsonl"
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(published.read_bytes())
+
+    def fail(*arguments):
+        raise AssertionError("a run was repeated")
+
+    monkeypatch.setattr(data, "load", fail)
+    pretraining.main(["--output", str(path)])
+    assert path.read_bytes() == published.read_bytes()
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[1]", '{"seed": 0}', "\x80"])
+def test_files_of_others_are_left_alone(content, tmp_path, capsys):
+    path = tmp_path / "notes.txt"
+    text = '{"method": "none", "seed": 0}\n' + content
+    path.write_text(text, encoding="latin-1")
+    with pytest.raises(SystemExit) as error:
+        pretraining.main(["--output", str(path)])
+    assert error.value.code == 2
+    message = f"line 2 of {path} is not from this program: choose another"
+    assert message in capsys.readouterr().err
+    assert path.read_text(encoding="latin-1") == text
+
+
+def test_only_what_cannot_be_written_is_said_to_be(folder, monkeypatch):
+    def load(*arguments):
+        raise OSError("no memory")
+
+    monkeypatch.setattr(data, "load", load)
+    with pytest.raises(OSError, match="no memory"):
+        pretraining.main(["--output", str(folder / "lines.jsonl")])
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--output", "."], "cannot write to .: "),
         (["--output", "missing/lines.jsonl"], "cannot write to missing"),
         (["--output", "lines.jsonl", "--tasks", "nothing"], "no such task"),
     ],
