@@ -9,7 +9,7 @@ from private_keras import snapshot
 
 import keras_istar
 from keras_istar._src.attach import attach as attach_file
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 
 
 class Injected(Exception):
@@ -41,14 +41,14 @@ def _models():
 
 
 PLACES = {
-    "taps": (keras_graph, "tap"),
-    "suspension": (keras_graph, "_suspend"),
-    "shown nodes": (keras_graph, "_showing"),
-    "attribute": (keras_graph, "_hold"),
-    "node below": (keras_graph, "_set_below_outputs"),
+    "taps": (keras_private, "tap"),
+    "suspension": (keras_private, "_suspend"),
+    "shown nodes": (keras_private, "_showing"),
+    "attribute": (keras_private, "_hold"),
+    "node below": (keras_private, "_set_below_outputs"),
     "states": (attach_file, "find_states"),
     "weights": (keras_istar.IStarRegularization, "build"),
-    "traces": (keras_graph, "forget_traces"),
+    "traces": (keras_private, "forget_traces"),
 }
 
 
@@ -114,9 +114,9 @@ def test_an_embedding_that_cannot_be_normalized(monkeypatch):
 
     for thing, name in (
         (keras, "Function"),
-        (keras_graph, "_hold"),
+        (keras_private, "_hold"),
         (keras_istar.IsotropicBatchNormalization, "build"),
-        (keras_graph, "forget_traces"),
+        (keras_private, "forget_traces"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(thing, name, fail)

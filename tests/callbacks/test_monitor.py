@@ -9,7 +9,7 @@ import oracle
 import pytest
 
 import keras_istar
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 
 LAYERS = ["lower", "upper"]
 
@@ -86,12 +86,12 @@ def test_only_what_is_asked_for_is_logged(data, measures):
 def test_nothing_is_left_in_the_model(data):
     model = _model()
     layers, weights = list(model.layers), model.get_weights()
-    nodes = keras_graph.nodes(model)
+    nodes = keras_private.nodes(model)
     monitor = keras_istar.IsotropyMonitor(data[0], "upper", verbose=0)
     _fit(model, data, monitor, epochs=2)
     assert list(model.layers) == layers
-    assert keras_graph.nodes(model) == nodes
-    assert not keras_graph.attached_layers(model)
+    assert keras_private.nodes(model) == nodes
+    assert not keras_private.attached_layers(model)
     assert len(model.get_weights()) == len(weights)
 
 
@@ -108,7 +108,7 @@ def test_training_that_fails_leaves_nothing(data):
     ]
     with pytest.raises(RuntimeError, match="stopped"):
         model.fit(*data, verbose=0, callbacks=callbacks)
-    assert not keras_graph.attached_layers(model)
+    assert not keras_private.attached_layers(model)
 
 
 def test_monitor_sees_the_model_as_it_trains(data):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from workers.small_models import bert_classifier
 
-from keras_istar._src.compat import gradients
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import custom_gradients
+from keras_istar._src.compat import keras_private
 
-# What keras_graph relies on. Keras documents none of it.
+# What keras_private relies on. Keras documents none of it.
 LAYER = """_layers _losses _inbound_nodes _outbound_nodes _remat_mode _tracker
     _flatten_layers _get_call_context _call_context_args
     _called"""
@@ -69,10 +69,10 @@ def test_keras_has_what_attaching_relies_on():
             assert hasattr(thing, name), (
                 f"Keras {keras.__version__} has moved "
                 f"`{getattr(thing, '__name__', type(thing).__name__)}.{name}`, "
-                f"which {keras_graph.__name__} relies on"
+                f"which {keras_private.__name__} relies on"
             )
     listed = {name for _, names in things for name in names.split()}
-    source = source_of(keras_graph)
+    source = source_of(keras_private)
     private = set(re.findall(r'(?:\.|["\s])(_[a-z]\w+)\b', source))
     own = set(re.findall(r"(?:^|def )(_[a-z]\w+)", source, re.MULTILINE))
     private -= {"_src"}
@@ -98,7 +98,7 @@ def test_outputs_are_at_depth_0():
     outputs = model._nodes_by_depth[0]
     assert {node.operation for node in outputs} == {model.layers[-1]}, (
         f"Keras {keras.__version__} no longer has outputs at depth 0 of "
-        f"`_nodes_by_depth`, below which {keras_graph.__name__} adds nodes"
+        f"`_nodes_by_depth`, below which {keras_private.__name__} adds nodes"
     )
 
 
@@ -112,14 +112,14 @@ def test_tensorflow_has_what_the_gradient_registry_relies_on():
     ):
         assert hasattr(thing, name), (
             f"TensorFlow has moved `{thing}.{name}`, which "
-            f"{gradients.__name__} relies on"
+            f"{custom_gradients.__name__} relies on"
         )
-    source = source_of(gradients)
+    source = source_of(custom_gradients)
     used = set(re.findall(r"\bops\.(get_\w+)", source))
     used |= set(re.findall(r'\(ops, "(\w+)"', source))
     assert used == {"gradient_registry", "get_default_graph"}
     entries = registry._registry.values()
     assert all("type" in entry for entry in entries), (
         "TensorFlow has moved the functions of its gradient registry, which "
-        f"{gradients.__name__} relies on"
+        f"{custom_gradients.__name__} relies on"
     )

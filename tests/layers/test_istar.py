@@ -7,7 +7,7 @@ import pytest
 from keras import ops
 
 import keras_istar
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 
 BACKEND = keras.backend.backend()
 SHAPE = (4, 6, 5)  # (batch, length, dim)
@@ -93,7 +93,7 @@ def test_keras_masks_count_and_are_kept(rng):
     embedded = keras.layers.Embedding(3, 5, mask_zero=True)(tokens)
     layer = keras_istar.IStarRegularization(strength=-1.0)
     output = layer(embedded, training=True)
-    mask = keras_graph.keras_mask(output)
+    mask = keras_private.keras_mask(output)
     np.testing.assert_array_equal(mask, tokens != 0)
     cloud = ops.convert_to_numpy(embedded)[tokens != 0]
     assert float(layer.losses[0]) == pytest.approx(

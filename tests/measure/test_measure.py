@@ -6,7 +6,7 @@ import scipy.special
 import scipy.stats
 
 import keras_istar
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.layers.probe import HiddenState
 from keras_istar._src.measure import measures
 from keras_istar._src.measure.measure import measure
@@ -284,11 +284,11 @@ def test_model_stays_as_it_was(tiny_classifier, sentences):
     task.compile("sgd", "sparse_categorical_crossentropy")
     before = task.predict(texts, verbose=0)
     attributes = set(vars(task.backbone)) | set(vars(task))
-    layers = keras_graph.find_layers(task, keras.layers.Layer)
+    layers = keras_private.find_layers(task, keras.layers.Layer)
     measure(task, texts)
     np.testing.assert_array_equal(task.predict(texts, verbose=0), before)
     assert set(vars(task.backbone)) | set(vars(task)) == attributes
-    assert keras_graph.find_layers(task, keras.layers.Layer) == layers
+    assert keras_private.find_layers(task, keras.layers.Layer) == layers
     task.fit(texts, labels, verbose=0)
 
 

@@ -19,7 +19,7 @@ from keras_istar._src.attach.pooling import Pooling
 from keras_istar._src.attach.pooling import check_poolable
 from keras_istar._src.attach.pooling import check_pooling
 from keras_istar._src.attach.pooling import pool
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.compat import train_steps
 from keras_istar._src.compat.distribution import strategy_scope
 from keras_istar._src.layers.base import HiddenStateRegularization
@@ -70,11 +70,10 @@ def attach(
     any mask, a warning asks for the argument `mask`. While attached, `measure`
     uses this argument, too.
 
-    Attach to the model that you `fit`. Its traced functions are dropped, so it
-    may have been fitted before. If you attach to a part of a model that has
-    been trained, compile the whole model again. A model built inside of
-    `keras.RematScope` recomputes its blocks as before, but no longer all of
-    itself.
+    Attach to the model that you `fit`, or to a part of it. Steps that were
+    traced before are traced anew, even while `fit` runs, so a callback may
+    attach. A model built inside of `keras.RematScope` recomputes its blocks as
+    before, but no longer all of itself.
 
     Copies are plain models, however they are made: `keras.models.clone_model`,
     `copy.deepcopy`, `from_config`, `keras.Model(model.inputs, model.outputs)`,
@@ -213,9 +212,9 @@ def attach_regularizer(
 
 def _attach(model, regularizer, layers, mask, pooling, line):
     check_pooling(pooling)
-    with keras_graph.graph_lock, contextlib.ExitStack() as undo:
+    with keras_private.graph_lock, contextlib.ExitStack() as undo:
         traced = _traced([model])
-        if keras_graph.is_in_use(regularizer):
+        if keras_private.is_in_use(regularizer):
             raise ValueError(
                 "`regularizer` must be a layer of its own, which no model "
                 f"calls yet. Received: regularizer={regularizer!r}"
@@ -232,13 +231,13 @@ def _attach(model, regularizer, layers, mask, pooling, line):
                 regularizer.join(outer)
         undo.pop_all()
         for outer in traced:
-            keras_graph.retrace(outer)
+            keras_private.retrace(outer)
 
 
 def _traced(parts):
     """Models with traced steps that hold one of `parts`, up to date."""
     found = {
-        id(x): x for part in parts for x in keras_graph.traced_models(part)
+        id(x): x for part in parts for x in keras_private.traced_models(part)
     }
     for model in found.values():
         train_steps.sync(model)
@@ -251,7 +250,7 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
     states = find_states(model, layers, mask, line)
     check_poolable(pooling, states.names, states.shapes)
     name = regularizer.default_name
-    if name in keras_graph.attached_layers(states.owner):
+    if name in keras_private.attached_layers(states.owner):
         raise _already_attached(model, states.owner)
     _check_regularizer(regularizer, states)
     told = {
@@ -327,14 +326,14 @@ def _attach_layer(model, states: HiddenStates, name, layer, pooling, undo):
         hidden, masks = map(list, zip(*pooled, strict=True))
         layer(hidden, mask=masks, training=training)
 
-    keras_graph.attach_layer(states.owner, name, layer, call, tensors, model)
-    undo.callback(keras_graph.detach_layer, states.owner, name)
+    keras_private.attach_layer(states.owner, name, layer, call, tensors, model)
+    undo.callback(keras_private.detach_layer, states.owner, name)
 
 
 def _mask_of(state, source, values, uses_keras_masks):
     if source is not None:
         return source.function(*values)
-    return keras_graph.keras_mask(state) if uses_keras_masks else None
+    return keras_private.keras_mask(state) if uses_keras_masks else None
 
 
 def _check_presence(names, states):
@@ -350,14 +349,16 @@ def _check_presence(names, states):
 
 
 def _insert(model, normalization, layers, undo):
-    if keras_graph.inserted_layer(model) or keras_graph.attached_layers(model):
+    if keras_private.inserted_layer(model) or keras_private.attached_layers(
+        model
+    ):
         raise _already_attached(model, model)
     embedding = find_embedding(model, layers)
     with strategy_scope(model):
-        keras_graph.insert_layer(
+        keras_private.insert_layer(
             model, normalization.default_name, normalization, embedding
         )
-    undo.callback(keras_graph.remove_inserted_layer, model)
+    undo.callback(keras_private.remove_inserted_layer, model)
 
 
 def _already_attached(model, owner):
@@ -372,8 +373,8 @@ def _regularizers(model):
     """Models and names of attached regularizers, without probes."""
     return [
         (nested, name)
-        for nested in keras_graph.nested_models(model)
-        for name, layer in keras_graph.attached_layers(nested).items()
+        for nested in keras_private.nested_models(model)
+        for name, layer in keras_private.attached_layers(nested).items()
         if isinstance(layer, HiddenStateRegularization)
     ]
 
@@ -409,9 +410,9 @@ def detach(model: keras.Model, fold: bool = False) -> None:
     """
     check_functional(model)
     validation.check_bool("fold", fold)
-    with keras_graph.graph_lock:
+    with keras_private.graph_lock:
         regularizers = _regularizers(model)
-        is_normalized = keras_graph.inserted_layer(model) is not None
+        is_normalized = keras_private.inserted_layer(model) is not None
         if not regularizers and not is_normalized:
             raise ValueError(
                 "`model` must have been attached before. "
@@ -419,24 +420,24 @@ def detach(model: keras.Model, fold: bool = False) -> None:
             )
         if fold:
             _fold(model)
-        trained = [model, *_traced(keras_graph.nested_models(model))]
+        trained = [model, *_traced(keras_private.nested_models(model))]
         for nested, name in regularizers:
-            layer = keras_graph.attached_layers(nested)[name]
+            layer = keras_private.attached_layers(nested)[name]
             trained += layer.joined_models()
-            keras_graph.detach_layer(nested, name)
+            keras_private.detach_layer(nested, name)
         if is_normalized:
-            keras_graph.remove_inserted_layer(model)
+            keras_private.remove_inserted_layer(model)
         for outer in trained:
             _unhook(outer)
-            keras_graph.retrace(outer)
+            keras_private.retrace(outer)
 
 
 def _unhook(model):
     """Undoes the hooks of a model and those in it, if nothing needs them."""
-    is_functional = keras_graph.is_functional(model)
-    models = keras_graph.nested_models(model) if is_functional else [model]
+    is_functional = keras_private.is_functional(model)
+    models = keras_private.nested_models(model) if is_functional else [model]
     kinds = (HiddenStateRegularization, IsotropicBatchNormalization)
-    if not keras_graph.find_layers(model, kinds):
+    if not keras_private.find_layers(model, kinds):
         for nested in models:
             train_steps.unhook(nested)
 
@@ -446,20 +447,22 @@ def _fold(model):
 
     x ↦ (θ∘x) W is x ↦ x (diag(θ) W), and dropout in between commutes.
     """
-    name = keras_graph.inserted_layer(model)
+    name = keras_private.inserted_layer(model)
     if name is None:
         raise ValueError(
             "`fold` needs a model with an `IsotropicBatchNormalization`. "
             f"Received: fold=True, model={model.name!r}"
         )
     normalization = getattr(model, name)
-    heads = _heads_after(keras_graph.nodes(model), normalization)
+    heads = _heads_after(keras_private.nodes(model), normalization)
     for head in heads:
         is_plain = type(head) is keras.layers.Dense and not (
             head.lora_enabled or head.quantization_mode
         )
         calls = [
-            node for node in keras_graph.nodes(model) if node.operation is head
+            node
+            for node in keras_private.nodes(model)
+            if node.operation is head
         ]
         if not is_plain or len(calls) > 1:
             raise ValueError(
@@ -511,7 +514,7 @@ def probed(
     """
     check_pooling(pooling)
     with contextlib.ExitStack() as undo:
-        with keras_graph.graph_lock:
+        with keras_private.graph_lock:
             line = "measure(model, data, {})"
             states = find_states(model, layers, mask, line)
             check_poolable(pooling, states.names, states.shapes)
@@ -524,5 +527,5 @@ def probed(
     try:
         yield probe
     finally:
-        with keras_graph.graph_lock:
+        with keras_private.graph_lock:
             detach_probe.close()

@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.compat.keras_calls import InnerCall
 
 # Lengths to try where the model leaves them open: short for texts, long for
@@ -117,12 +117,12 @@ def read_model(model: keras.Model) -> Scope:
 
 def _read(model, node, around, known):
     scope = Scope(model, node, around, [])
-    for node in keras_graph.nodes(model):
+    for node in keras_private.nodes(model):
         layer = node.operation
         if not isinstance(layer, keras.layers.Layer):
             continue
         nested = None
-        if keras_graph.is_functional(layer):
+        if keras_private.is_functional(layer):
             nested = _read(layer, node, scope, known)
             inner, problem = [], None
         else:
@@ -160,7 +160,7 @@ def _maps_states(layer, input_shapes, output_shapes):
 def _keeps_shape(layer, input_shapes, output_shapes):
     return (
         output_shapes[0] in input_shapes
-        and keras_graph.is_composite(layer)
+        and keras_private.is_composite(layer)
         and not isinstance(layer, _ATTENTION)
     )
 
@@ -178,10 +178,10 @@ def _inner_blocks(model, node, known):
         A tuple: the calls; and the problem if they could not be found, or None.
     """
     layer = node.operation
-    parts = keras_graph.parts_of(layer)
+    parts = keras_private.parts_of(layer)
     kind = (type(layer), tuple(type(part) for part in parts))
     may_have_blocks = any(
-        keras_graph.is_composite(part) and not isinstance(part, _ATTENTION)
+        keras_private.is_composite(part) and not isinstance(part, _ATTENTION)
         for part in parts
     )
     if not may_have_blocks or kind in known:
@@ -203,20 +203,20 @@ def _inner_blocks(model, node, known):
 
 
 def _calls_inside(model, node):
-    """Returns `keras_graph.inner_calls` of a node.
+    """Returns `keras_private.inner_calls` of a node.
 
     Some layers run only if they know the shapes of their inputs, which Keras
     does not need to build a model. For these, lengths are tried.
     """
     try:
-        return keras_graph.inner_calls(node)
+        return keras_private.inner_calls(node)
     except Exception:  # A layer may raise anything.
         for length in _LENGTHS:
             with contextlib.suppress(Exception):
-                names = [x.name for x in keras_graph.inputs_of(model)]
+                names = [x.name for x in keras_private.inputs_of(model)]
                 length_of = dict.fromkeys(names, length).__getitem__
-                shapes = keras_graph.shapes_at(model, length_of, batch=2)
-                return keras_graph.inner_calls(node, shapes)
+                shapes = keras_private.shapes_at(model, length_of, batch=2)
+                return keras_private.inner_calls(node, shapes)
         raise
 
 
@@ -224,7 +224,7 @@ def _calls_of(node, calls, members):
     layers = list(
         {id(calls[i].layer): calls[i].layer for i in members}.values()
     )
-    outputs = keras_graph.inner_outputs(node, layers)
+    outputs = keras_private.inner_outputs(node, layers)
     found = []
     for i in members:
         layer = calls[i].layer
@@ -267,7 +267,7 @@ def _stack(layer, calls, parent, given, returned):
             calls[i].layer, calls[i].input_shapes, calls[i].output_shapes
         )
     ]
-    lists = keras_graph.lists_of(layer)
+    lists = keras_private.lists_of(layer)
     found = []
     for i in children:
         call = calls[i]
@@ -293,7 +293,7 @@ def _other_stack(layer, calls):
 
     Gemma 3n, for one, has blocks of several streams `(4, batch, length, dim)`.
     """
-    lists = keras_graph.lists_of(layer)
+    lists = keras_private.lists_of(layer)
     kept = [
         i
         for i, call in enumerate(calls)

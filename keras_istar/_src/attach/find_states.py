@@ -16,8 +16,8 @@ from keras_istar._src.attach.find_blocks import read_model
 from keras_istar._src.attach.padding import Mask
 from keras_istar._src.attach.padding import MaskSource
 from keras_istar._src.attach.padding import Padding
-from keras_istar._src.compat import keras_graph
-from keras_istar._src.compat.keras_graph import InnerOutput
+from keras_istar._src.compat import keras_private
+from keras_istar._src.compat.keras_private import InnerOutput
 from keras_istar._src.layers.attachment import Attachment
 from keras_istar._src.types import Tensor
 from keras_istar._src.validation import see_guide
@@ -166,7 +166,7 @@ def _masks_said(model):
     """Arguments `mask` of the layers that are attached to `model`."""
     masks = [
         getattr(layer, "mask_argument", None)
-        for layer in keras_graph.attached_layers(model).values()
+        for layer in keras_private.attached_layers(model).values()
     ]
     return [mask for mask in masks if mask is not None]
 
@@ -183,7 +183,7 @@ def _said_before(chosen, state, masks):
 
 def check_functional(model: keras.Model) -> None:
     """Raises unless `model` has a graph; says what to do if it has none."""
-    if keras_graph.is_functional(model):
+    if keras_private.is_functional(model):
         return
     if isinstance(model, keras.Sequential):
         raise ValueError(
@@ -430,7 +430,7 @@ def _output_of(scope, call):
         return 0
     if call.is_block:
         return _state_in(call)
-    used = keras_graph.used_tensors(scope.model)
+    used = keras_private.used_tensors(scope.model)
     states = [
         i
         for i, x in enumerate(call.outputs)
@@ -444,7 +444,7 @@ def _output_of(scope, call):
 
 def _output_at(call, items):
     """Position of the output that was asked for by its key, if it exists."""
-    keys = keras_graph.output_keys(call.node)
+    keys = keras_private.output_keys(call.node)
     (item, *others) = [str(item) for item in items]
     return None if others or item not in keys else keys.index(item)
 
@@ -454,7 +454,7 @@ def _ambiguous_output(call, layers):
     choices = [
         f"'{name}/{key}' {tuple(x.shape)}"
         for key, x in zip(
-            keras_graph.output_keys(call.node), call.outputs, strict=True
+            keras_private.output_keys(call.node), call.outputs, strict=True
         )
     ]
     return ValueError(
@@ -585,7 +585,7 @@ def _lifted(source, scope, owner):
         return source
     tensors = source.tensors
     while scope is not owner:
-        given = keras_graph.arguments_of(scope.node)
+        given = keras_private.arguments_of(scope.node)
         if not all(id(x) in given for x in tensors):
             return None
         tensors = [given[id(x)] for x in tensors]
@@ -604,7 +604,7 @@ def _words_of(source, mask, lacks):
 def _warn_of_padding(owner, names):
     ids = [
         x.name
-        for x in keras_graph.inputs_of(owner.model)
+        for x in keras_private.inputs_of(owner.model)
         if "int" in keras.backend.standardize_dtype(x.dtype)
     ]
     example = ids[0] if ids else "token_ids"
@@ -747,12 +747,12 @@ def find_embedding(model: keras.Model, layer: Any = None) -> Tensor:
     check_functional(model)
     calls = [
         node
-        for node in keras_graph.nodes(model)
+        for node in keras_private.nodes(model)
         if isinstance(node.operation, keras.layers.Layer)
     ]
     if layer is not None:
         return _named_output(calls, layer)
-    computed = {id(x) for x in keras_graph.computed_tensors(model)}
+    computed = {id(x) for x in keras_private.computed_tensors(model)}
     for call in reversed(calls):
         if isinstance(call.operation, keras.layers.Dense):
             if call.operation.name == _POOLER:

@@ -11,7 +11,7 @@ from keras import ops
 
 from keras_istar._src.attach.find_blocks import Call
 from keras_istar._src.attach.find_blocks import Scope
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.types import Tensor
 
 # None to find it; False for none; the name of an input; the name of an input
@@ -42,7 +42,7 @@ class MaskSource:
         tensors = self.tensors
         if shapes is not None:
             tensors = [shapes[id(x)] for x in tensors]
-        return keras_graph.spec_of(self.function, *tensors)
+        return keras_private.spec_of(self.function, *tensors)
 
 
 class Padding:
@@ -88,11 +88,11 @@ class Padding:
 
     def lacks_mask(self, call: Call, state: Any) -> bool:
         """Whether `state` comes from token ids without any mask of padding."""
-        if self.mask is False or keras_graph.keras_mask(state) is not None:
+        if self.mask is False or keras_private.keras_mask(state) is not None:
             return False
         # Whether a composite layer passes its mask on shows when it runs.
         if call.is_inner and any(
-            keras_graph.keras_mask(x) is not None for x in call.inputs
+            keras_private.keras_mask(x) is not None for x in call.inputs
         ):
             return False
         return _comes_from_ids(self._scope, call.node.input_tensors)
@@ -126,7 +126,7 @@ class Padding:
 
     def _shapes_at(self, length):
         if length not in self._shapes:
-            self._shapes[length] = keras_graph.shapes_at(
+            self._shapes[length] = keras_private.shapes_at(
                 self._scope.model,
                 # The sides of an encoder-decoder differ in length.
                 lambda name: length + 2 * name.startswith("decoder"),
@@ -135,13 +135,13 @@ class Padding:
 
 
 def _chosen_source(model, mask):
-    inputs = keras_graph.inputs_of(model)
+    inputs = keras_private.inputs_of(model)
     by_name = {x.name: x for x in inputs}
     if callable(mask):
         return MaskSource(
             "the function `mask`",
             inputs,
-            lambda *flat: mask(keras_graph.inputs_like(model, flat)),
+            lambda *flat: mask(keras_private.inputs_like(model, flat)),
         )
     padding_id = 0
     name = mask
@@ -174,7 +174,7 @@ def _candidates(model, call):
     Encoder-decoders name theirs `encoder_padding_mask` and
     `decoder_padding_mask`, and their blocks likewise.
     """
-    for tensor in keras_graph.inputs_of(model):
+    for tensor in keras_private.inputs_of(model):
         side, found, _ = tensor.name.partition("padding_mask")
         if found and side.strip("_") in call.layer.name:
             yield MaskSource(f"input {tensor.name!r}", [tensor], _same)
@@ -198,8 +198,10 @@ def _same(mask):
 
 def _comes_from_ids(scope, tensors):
     """Whether tensors of a graph depend on integers `(batch, length)`."""
-    dependencies = {id(x): {id(x)} for x in keras_graph.inputs_of(scope.model)}
-    for node in keras_graph.nodes(scope.model):
+    dependencies = {
+        id(x): {id(x)} for x in keras_private.inputs_of(scope.model)
+    }
+    for node in keras_private.nodes(scope.model):
         found = set()
         for x in node.input_tensors:
             found |= dependencies.get(id(x), set())
@@ -208,14 +210,16 @@ def _comes_from_ids(scope, tensors):
     needed = set()
     for x in tensors:
         needed |= dependencies.get(id(x), set())
-    inputs = [x for x in keras_graph.inputs_of(scope.model) if id(x) in needed]
+    inputs = [
+        x for x in keras_private.inputs_of(scope.model) if id(x) in needed
+    ]
     if any(_are_ids(x) for x in inputs):
         return True
     if scope.around is None:
         return False
-    given = keras_graph.arguments_of(scope.node)
+    given = keras_private.arguments_of(scope.node)
     outer = [given[id(x)] for x in inputs if id(x) in given]
-    if any(keras_graph.keras_mask(x) is not None for x in outer):
+    if any(keras_private.keras_mask(x) is not None for x in outer):
         return False
     return _comes_from_ids(scope.around, outer)
 

@@ -14,7 +14,7 @@ from keras_istar._src.callbacks.monitor import IsotropyMonitor
 from keras_istar._src.callbacks.monitor import Logs
 from keras_istar._src.callbacks.monitor import rows_of
 from keras_istar._src.compat import keras_data
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.compat import train_steps
 from keras_istar._src.layers.base import name_logs
 from keras_istar._src.layers.istar import IStarRegularization
@@ -153,11 +153,11 @@ class IStarCallback(IsotropyMonitor):
         # `attach` has not hooked a model that calls layers of ours by itself.
         self._has_hooked = not train_steps.is_hooked(model)
         train_steps.hook(model)
-        for layer in keras_graph.find_layers(model, IStarRegularization):
+        for layer in keras_private.find_layers(model, IStarRegularization):
             layer.join(model)
 
     def _find_watched(self):
-        layers = keras_graph.find_layers(self.model, IStarRegularization)
+        layers = keras_private.find_layers(self.model, IStarRegularization)
         if not layers:
             raise ValueError(
                 "`IStarCallback` needs a model with an `IStarRegularization` "

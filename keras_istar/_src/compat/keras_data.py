@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 
 _DATASETS = (
     ("grain", "DataLoader"),
@@ -327,7 +327,7 @@ def _pairs(model, x) -> Iterator[tuple[Any, Any]]:
 
 def _names(model):
     """Symbolic inputs by the names that a dict of data has for them."""
-    if keras_graph.is_functional(model) and isinstance(model.input, dict):
+    if keras_private.is_functional(model) and isinstance(model.input, dict):
         return model.input
     return {tensor.name: tensor for tensor in model.inputs}
 

@@ -5,7 +5,7 @@ from collections.abc import MutableSequence
 
 import keras
 
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.compat.distribution import has_strategy
 
 
@@ -23,7 +23,7 @@ def separate_losses(layer: keras.layers.Layer) -> None:
         layer: Layer that is being called, on its own or by a model.
     """
     if has_strategy():
-        keras_graph.replace_losses(layer, ReplicaLosses)
+        keras_private.replace_losses(layer, ReplicaLosses)
 
 
 class ReplicaLosses(threading.local, MutableSequence):

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.types import Tensor
 
 _HOOKS = ("train_step", "compute_loss")
@@ -114,14 +114,14 @@ def has_logged(metric: keras.metrics.Metric) -> bool:
 def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer | None:
     """The model whose train step calls `layer`; None if that is not known."""
     if not is_needed():
-        return keras_graph.calling_model(layer)
+        return keras_private.calling_model(layer)
     step = current_step()
     return None if step is None else step.model
 
 
 def hook(model: keras.Model) -> None:
     """Makes train steps of `model` see the calls of our layers, if needed."""
-    is_own = keras_graph.has_own_compute_loss(model)
+    is_own = keras_private.has_own_compute_loss(model)
     if not (is_needed() or is_own) or is_hooked(model):
         return
     train_step, compute_loss = model.train_step, model.compute_loss
@@ -186,10 +186,12 @@ def _finish(step, loss):
     logged = set()
     for call in calls:
         if call.penalty is not None and id(call.penalty) not in entered:
-            loss = loss + keras_graph.additional_loss(step.model, call.penalty)
+            loss = loss + keras_private.additional_loss(
+                step.model, call.penalty
+            )
         if call.log is None:
             continue
-        if keras_graph.has_state(call.metric.variables[0]):
+        if keras_private.has_state(call.metric.variables[0]):
             call.log(id(call.metric) not in logged)
             logged.add(id(call.metric))
     return loss

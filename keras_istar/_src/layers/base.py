@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from keras_istar._src import validation
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.compat import train_steps
 from keras_istar._src.compat.keras_state import StateVariable
 from keras_istar._src.compat.replica_losses import separate_losses
@@ -306,7 +306,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         )
         if self._steps is not None and is_first_call:
             self._steps.state.assign_add(1.0)
-        if not is_heard and keras_graph.loses_losses():
+        if not is_heard and keras_private.loses_losses():
             self._warn(
                 "adds no penalty here: `stateless_call` drops losses unless "
                 "it is called with `return_losses=True`."
@@ -315,7 +315,7 @@ class HiddenStateRegularization(keras.layers.Layer):
     def warn_of_no_training(self) -> None:
         """Warns if the model that calls does not say whether it trains."""
         part = "this layer" if self.attachment is None else "what it calls"
-        if not keras_graph.knows_training(self):
+        if not keras_private.knows_training(self):
             self._warn(
                 "adds no penalty, as it is not told whether the model trains. "
                 "Give `call` of the model a `training` argument, "
@@ -365,7 +365,7 @@ class HiddenStateRegularization(keras.layers.Layer):
             values = np.asarray(self.setting_values(name), "float32")
             for model in list(self._models):
                 train_steps.sync(model)
-            if not keras_graph.has_value(variable.state):
+            if not keras_private.has_value(variable.state):
                 raise RuntimeError(
                     f"`{name}` cannot be assigned here, within an epoch on the "
                     "JAX backend. Read `self.model` of a callback first, which "
@@ -438,7 +438,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         )
         lines = [f"{type(self).__name__} {self.name!r}: {settings}"]
         if self.attachment is not None:
-            if keras_graph.is_in_use(self):
+            if keras_private.is_in_use(self):
                 lines.append(self.attachment.describe())
         elif self.state_names is not None:
             names = ", ".join(self.state_names)
@@ -504,7 +504,7 @@ def name_logs(model: keras.Model) -> None:
     of its own. Several that were given none are told apart by the model that
     each is attached to, and by their order.
     """
-    regularizers = keras_graph.find_layers(model, HiddenStateRegularization)
+    regularizers = keras_private.find_layers(model, HiddenStateRegularization)
     by_default = [x for x in regularizers if not default_prefix(x)]
     alike = collections.defaultdict(list)
     for layer in by_default:

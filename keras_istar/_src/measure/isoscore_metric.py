@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_istar._src import validation
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.layers.probe import HiddenState
 from keras_istar._src.measure.running_statistics import RunningMoments
 from keras_istar._src.score import moments
@@ -85,7 +85,7 @@ class IsoScore(keras.metrics.Metric):
         y_pred: Tensor,
         sample_weight: Tensor | None = None,
     ) -> None:
-        keras_mask = keras_graph.keras_mask(y_pred)
+        keras_mask = keras_private.keras_mask(y_pred)
         points = validation.check_tensor("y_pred", y_pred)
         if len(points.shape) < 2:
             raise ValueError(

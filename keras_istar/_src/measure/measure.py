@@ -14,7 +14,7 @@ from keras_istar._src.attach.padding import Mask
 from keras_istar._src.attach.pooling import Pooling
 from keras_istar._src.attach.pooling import check_pooling
 from keras_istar._src.compat import keras_data
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.layers.base import HiddenStateRegularization
 from keras_istar._src.measure import running_statistics
 from keras_istar._src.measure.measures import choose
@@ -200,8 +200,10 @@ def _shown(
     The layer has `state_names` and `dim`.
     """
     held = []
-    if not keras_graph.is_functional(model) and isinstance(model, keras.Model):
-        held = keras_graph.find_layers(model, HiddenStateRegularization)
+    if not keras_private.is_functional(model) and isinstance(
+        model, keras.Model
+    ):
+        held = keras_private.find_layers(model, HiddenStateRegularization)
     if not held:
         with probed(model, layers, mask, pooling) as probe:
             yield probe
@@ -209,7 +211,7 @@ def _shown(
     if layers != "all":
         held = [layer for layer in held if layer.name == layers]
     if len(held) != 1 or mask is not None or pooling is not None:
-        known = keras_graph.find_layers(model, HiddenStateRegularization)
+        known = keras_private.find_layers(model, HiddenStateRegularization)
         raise ValueError(
             "`layers` must name one of the layers that a subclassed model "
             f"calls on hidden states, {[layer.name for layer in known]}, and "

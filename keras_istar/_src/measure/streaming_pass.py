@@ -12,7 +12,7 @@ import keras
 from keras import ops
 
 from keras_istar._src.compat import keras_data
-from keras_istar._src.compat import keras_graph
+from keras_istar._src.compat import keras_private
 from keras_istar._src.compat.distribution import number_of_replicas
 from keras_istar._src.compat.distribution import strategy_scope
 from keras_istar._src.layers.probe import record_states
@@ -136,7 +136,7 @@ class _RecordingModel(keras.Model):
             for layer in layers
         }
         self.built = True
-        keras_graph.skip_build(self)
+        keras_private.skip_build(self)
 
     def call(self, inputs, training=False):
         with record_states() as recorder:

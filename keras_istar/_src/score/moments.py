@@ -11,10 +11,10 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_istar._src.compat.custom_gradients import after
+from keras_istar._src.compat.custom_gradients import custom_gradient
+from keras_istar._src.compat.custom_gradients import last_first
 from keras_istar._src.compat.distribution import current_replicas
-from keras_istar._src.compat.gradients import after
-from keras_istar._src.compat.gradients import custom_gradient
-from keras_istar._src.compat.gradients import last_first
 from keras_istar._src.compat.products import matmul
 from keras_istar._src.compat.products import product_dtype
 from keras_istar._src.compat.products import states_at_once

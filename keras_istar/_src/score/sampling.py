@@ -5,10 +5,10 @@ import functools
 import keras
 from keras import ops
 
+from keras_istar._src.compat.custom_gradients import after
+from keras_istar._src.compat.custom_gradients import custom_gradient
+from keras_istar._src.compat.custom_gradients import last_first
 from keras_istar._src.compat.distribution import add_replicas
-from keras_istar._src.compat.gradients import after
-from keras_istar._src.compat.gradients import custom_gradient
-from keras_istar._src.compat.gradients import last_first
 from keras_istar._src.score import moments
 from keras_istar._src.score.moments import Moments
 from keras_istar._src.types import Tensor

@@ -82,7 +82,7 @@ def test_gradients_of_others_are_left_alone():
     """Even where one of their variables has no value yet."""
     import tensorflow as tf
 
-    from keras_istar._src.compat.gradients import free_with_graph
+    from keras_istar._src.compat.custom_gradients import free_with_graph
 
     def register():
         def others(op, upstream):
