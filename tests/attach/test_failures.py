@@ -48,7 +48,7 @@ PLACES = {
     "node below": (keras_private, "_set_below_outputs"),
     "states": (attach_file, "find_states"),
     "weights": (keras_istar.IStarRegularization, "build"),
-    "traces": (keras_private, "forget_traces"),
+    "traces": (keras_private, "retrace"),
 }
 
 
@@ -116,7 +116,7 @@ def test_an_embedding_that_cannot_be_normalized(monkeypatch):
         (keras, "Function"),
         (keras_private, "_hold"),
         (keras_istar.IsotropicBatchNormalization, "build"),
-        (keras_private, "forget_traces"),
+        (keras_private, "retrace"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(thing, name, fail)

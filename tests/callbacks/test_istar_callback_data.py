@@ -187,7 +187,9 @@ def test_nested_inputs(pandas, numbers, kind, frames):
 
 def test_an_input_that_is_not_there(rng):
     model = _dense((2,), (2,), structure=lambda a, b: [{"a": a}, {"b": b}])
-    with pytest.raises(ValueError, match="one array for each of the 2 inputs"):
+    with pytest.raises(
+        ValueError, match="one array for each input.* 1 arrays for 2"
+    ):
         keras_istar.measure(model, [{"a": np.ones((3, 2))}], "block")
     with pytest.raises(ValueError, match="`data` must be of one length"):
         keras_istar.measure(

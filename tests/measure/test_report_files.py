@@ -87,7 +87,8 @@ def test_files_that_are_no_reports(report, damage, tmp_path):
     with pytest.raises(ValueError) as error:
         IsotropyReport.load(path)
     assert str(error.value) == (
-        "`path` must be a file that `IsotropyReport.save` has written. "
+        "`path` must be a file that `IsotropyReport.save` has written as JSON; "
+        "a page cannot be read. "
         f"Received: path={str(path)!r}"
     )
 

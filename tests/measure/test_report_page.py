@@ -217,7 +217,9 @@ def test_wrong_comparisons_leave_the_file_alone(
     report = make_report()
     target = tmp_path / path
     target.write_text("kept")
-    with pytest.raises(ValueError, match="`before` .* Received: before="):
+    with pytest.raises(
+        ValueError, match="`path` must .* `before` .* Received: path="
+    ):
         report.save(target, before=before or report)
     assert target.read_text() == "kept"
     assert list(tmp_path.iterdir()) == [target]

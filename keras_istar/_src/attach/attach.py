@@ -70,10 +70,12 @@ def attach(
     any mask, a warning asks for the argument `mask`. While attached, `measure`
     uses this argument, too.
 
-    Attach to the model that you `fit`, or to a part of it. Steps that were
-    traced before are traced anew, even while `fit` runs, so a callback may
-    attach. A model built inside of `keras.RematScope` recomputes its blocks as
-    before, but no longer all of itself.
+    Attach to the model that you `fit`. Its steps are traced anew, even while
+    `fit` runs, so it may have been fitted before, and a callback may attach. If
+    you attach to a part of a model that has been trained, compile the whole
+    model again, or fit it with an `IStarCallback`; the same holds for `detach`.
+    A model built inside of `keras.RematScope` recomputes its blocks as before,
+    but no longer all of itself.
 
     Copies are plain models, however they are made: `keras.models.clone_model`,
     `copy.deepcopy`, `from_config`, `keras.Model(model.inputs, model.outputs)`,
@@ -213,7 +215,7 @@ def attach_regularizer(
 def _attach(model, regularizer, layers, mask, pooling, line):
     check_pooling(pooling)
     with keras_private.graph_lock, contextlib.ExitStack() as undo:
-        traced = _traced([model])
+        train_steps.sync(model)
         if keras_private.is_in_use(regularizer):
             raise ValueError(
                 "`regularizer` must be a layer of its own, which no model "
@@ -223,25 +225,11 @@ def _attach(model, regularizer, layers, mask, pooling, line):
             _attach_below(model, regularizer, layers, mask, pooling, line, undo)
         else:
             _insert(model, regularizer, layers, undo)
-        for outer in [model, *traced]:
-            if not train_steps.is_hooked(outer):
-                undo.callback(train_steps.unhook, outer)
-                train_steps.hook(outer)
-            if isinstance(regularizer, HiddenStateRegularization):
-                regularizer.join(outer)
+        if not train_steps.is_hooked(model):
+            undo.callback(train_steps.unhook, model)
+            train_steps.hook(model)
+        keras_private.retrace(model)
         undo.pop_all()
-        for outer in traced:
-            keras_private.retrace(outer)
-
-
-def _traced(parts):
-    """Models with traced steps that hold one of `parts`, up to date."""
-    found = {
-        id(x): x for part in parts for x in keras_private.traced_models(part)
-    }
-    for model in found.values():
-        train_steps.sync(model)
-    return list(found.values())
 
 
 def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
@@ -264,6 +252,7 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
             setattr, regularizer, key, getattr(regularizer, key, None)
         )
         setattr(regularizer, key, value)
+    regularizer.join(model)
     with strategy_scope(model):
         # First: another thread may run the model as soon as the layer is in it.
         if not regularizer.built:
@@ -383,7 +372,8 @@ def detach(model: keras.Model, fold: bool = False) -> None:
     """Undoes `attach` and `attach_regularizer`.
 
     The model then holds nothing of this package. Its weights stay as they are,
-    except with `fold`.
+    except with `fold`. If you detach a part of a model that has been trained
+    with it, compile the whole model again.
 
     Args:
         model: The model given to `attach`, or one that contains it.
@@ -420,14 +410,17 @@ def detach(model: keras.Model, fold: bool = False) -> None:
             )
         if fold:
             _fold(model)
-        trained = [model, *_traced(keras_private.nested_models(model))]
+        trained = {id(model): model}
         for nested, name in regularizers:
             layer = keras_private.attached_layers(nested)[name]
-            trained += layer.joined_models()
+            trained |= {id(x): x for x in layer.joined_models()}
+        for outer in trained.values():
+            train_steps.sync(outer)
+        for nested, name in regularizers:
             keras_private.detach_layer(nested, name)
         if is_normalized:
             keras_private.remove_inserted_layer(model)
-        for outer in trained:
+        for outer in trained.values():
             _unhook(outer)
             keras_private.retrace(outer)
 

@@ -153,7 +153,11 @@ class IStarCallback(IsotropyMonitor):
         # `attach` has not hooked a model that calls layers of ours by itself.
         self._has_hooked = not train_steps.is_hooked(model)
         train_steps.hook(model)
-        for layer in keras_private.find_layers(model, IStarRegularization):
+        layers = keras_private.find_layers(model, IStarRegularization)
+        # Those attached to a part, after steps of the whole were traced.
+        if any(model not in layer.joined_models() for layer in layers):
+            keras_private.retrace(model)
+        for layer in layers:
             layer.join(model)
 
     def _find_watched(self):

@@ -12,7 +12,6 @@ beside the outputs, see `keras_calls`; the node itself stays as it is.
 
 import contextlib
 import copy
-import gc
 import inspect
 import threading
 import weakref
@@ -50,9 +49,6 @@ _GRAPH = tuple(
     "_inputs _outputs _inputs_struct _outputs_struct _nodes _nodes_by_depth "
     "_operations _operations_by_depth".split()
 )
-
-# Attributes of a model with what was traced of it.
-_TRACES = ("train_function", "test_function", "predict_function")
 
 graph_lock = threading.RLock()  # To be held while the graph of a model changes.
 
@@ -858,24 +854,9 @@ def retrace(model: keras.Model) -> None:
 
     They may be running: their next step is the new one.
     """
-    for name in _TRACES:
+    for name in ("train_function", "test_function", "predict_function"):
         if getattr(model, name, None) is not None:
             getattr(model, f"make_{name}")(force=True)
-
-
-def traced_models(part: keras.Model) -> list[keras.Model]:
-    """All models that hold `part`, or are it, and have been traced.
-
-    Keras keeps no list of the models that hold a layer.
-    """
-    return [
-        model
-        for model in gc.get_objects()
-        # Unlike `isinstance`, this runs no code of the objects.
-        if issubclass(type(model), keras.Model)
-        and any(vars(model).get(name) is not None for name in _TRACES)
-        and any(layer is part for layer in model._flatten_layers())
-    ]
 
 
 def keras_mask(tensor: Any) -> Any:
