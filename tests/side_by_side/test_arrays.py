@@ -5,7 +5,7 @@ import pytest
 from finetuning.command_line import UserError
 from finetuning.data import Examples
 from finetuning.data import TextData
-from study import arrays
+from side_by_side import arrays
 
 _TEXTS = {
     "train": ["good film", "bad film", "a very good film"],
@@ -51,3 +51,13 @@ def test_arrays_without_a_validation_part_are_refused(folder):
     np.savez(folder / "cola.npz", **fields)
     with pytest.raises(UserError, match="older version.* Write them anew"):
         arrays.load(str(folder), "cola")
+
+
+def test_arrays_are_for_labels(tmp_path, capsys):
+    output = tmp_path / "arrays"
+    with pytest.raises(SystemExit):
+        arrays.main(["--output", str(output), "--tasks", "rte", "squad"])
+    assert "one label each. Received: squad" in capsys.readouterr().err
+    assert not output.exists()
+    with pytest.raises(UserError, match="squad can have no arrays"):
+        arrays.load(str(tmp_path), "squad")

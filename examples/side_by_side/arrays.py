@@ -1,6 +1,6 @@
-"""Writes weights and tokens as arrays, for `side_by_side.py`.
+"""Writes weights and tokens as arrays, for `python examples/side_by_side`.
 
-    python examples/study/arrays.py --output arrays --tasks rte cola
+    python examples/side_by_side/arrays.py --output arrays --tasks rte cola
 
 needs TensorFlow and takes a minute on a CPU. Training on them needs neither
 TensorFlow nor a tokenizer: the folder can be copied to a machine with a GPU.
@@ -208,13 +208,13 @@ def load(folder: str, task: str) -> Arrays:
     except OSError as error:
         raise UserError(
             f"cannot read the arrays of {task} in {folder}: {error}. Write "
-            "them with `python examples/study/arrays.py`"
+            "them with `python examples/side_by_side/arrays.py`"
         ) from error
     if "validation_tokens" not in fields:
         raise UserError(
             f"the arrays of {task} in {folder} are of an older version, which "
             "trained on the validation part. Write them anew with `python "
-            "examples/study/arrays.py`"
+            "examples/side_by_side/arrays.py`"
         )
     parts = [
         Examples(*(fields[f"{part}_{name}"] for name in Examples._fields))

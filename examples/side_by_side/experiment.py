@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from finetuning import scores
 
-from study import arrays
-from study.lane_methods import Method
-from study.lane_methods import Run
-from study.lanes import BATCH_SIZE
-from study.lanes import SHRINKAGE
-from study.lanes import Trainer
-from study.lanes import by_cloud
-from study.lanes import isoscores
-from study.lanes import make_lane
+from side_by_side import arrays
+from side_by_side.lanes import BATCH_SIZE
+from side_by_side.lanes import SHRINKAGE
+from side_by_side.lanes import Trainer
+from side_by_side.lanes import by_cloud
+from side_by_side.lanes import isoscores
+from side_by_side.lanes import make_lane
+from side_by_side.methods import Method
+from side_by_side.methods import Run
 
 _HEAD_STEPS = 500
 # The least that a group of runs may take, relative to the one before: it is
@@ -46,7 +46,7 @@ class Experiment:
     Args:
         task: Name of the task.
         runs: Methods and seeds, most important first.
-        options: Of the command line of `side_by_side.py`.
+        options: Of the command line.
         started: When the program started, by `time.monotonic`.
     """
 

@@ -3,13 +3,13 @@
 import keras
 import numpy as np
 import pytest
-from study.lane_methods import Method
-from study.lane_methods import parse_method
+from side_by_side.methods import Method
+from side_by_side.methods import parse_method
 
 jax = pytest.importorskip("jax")
 pytest.importorskip("keras_hub")
 
-from study import lanes  # noqa: E402
+from side_by_side import lanes  # noqa: E402
 
 _CLOUDS = 5  # The union, that without means, and three layers.
 _START = np.array([0.3, 0.25, 0.4, 0.2, 0.1])

@@ -1,9 +1,9 @@
 """Fine-tunes an encoder many times side by side on one GPU, in JAX.
 
-    python examples/study/arrays.py --output arrays --tasks rte cola
-    python examples/study/side_by_side.py --arrays arrays --tasks rte cola \
+    python examples/side_by_side/arrays.py --output arrays --tasks rte cola
+    python examples/side_by_side --arrays arrays --tasks rte cola \
         --output results.jsonl
-    python examples/study/side_by_side.py --output results.jsonl --summarize
+    python examples/side_by_side --output results.jsonl --summarize
 
 The first command needs TensorFlow and a CPU, the second only JAX and a GPU. All
 runs of a task are lanes of one `jax.vmap`: they share compiled code and differ
@@ -30,10 +30,10 @@ from finetuning.command_line import Parser  # noqa: E402
 from finetuning.command_line import UserError  # noqa: E402
 from finetuning.command_line import option  # noqa: E402
 
-from study import lane_methods  # noqa: E402
-from study.lane_methods import Method  # noqa: E402
-from study.lane_methods import Run  # noqa: E402
-from study.lane_methods import parse_method  # noqa: E402
+from side_by_side import methods  # noqa: E402
+from side_by_side.methods import Method  # noqa: E402
+from side_by_side.methods import Run  # noqa: E402
+from side_by_side.methods import parse_method  # noqa: E402
 
 _METHODS = """
 none,seeds=5
@@ -129,9 +129,9 @@ class Options:
 def run(options: Options) -> None:
     """Does the runs, or shows the table of those that were done."""
     if options.summarize:
-        from study import side_by_side_summary
+        from side_by_side import summary
 
-        print(side_by_side_summary.write(options.output))
+        print(summary.write(options.output))
         return
     start = time.monotonic()
     if not options.tasks:
@@ -139,7 +139,7 @@ def run(options: Options) -> None:
     # They need a backend, which is chosen by now.
     import keras
 
-    from study.lane_experiment import Experiment
+    from side_by_side.experiment import Experiment
 
     keras.config.set_dtype_policy(options.dtype_policy)
     # It has no dropout of attention, which training needs.
@@ -161,8 +161,8 @@ def run(options: Options) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the program; a user error ends it with one line, exit code 2."""
-    text = f"{__doc__}\n{lane_methods.__doc__}"
-    Parser("side_by_side.py", text, Options).run(run, argv)
+    text = f"{__doc__}\n{methods.__doc__}"
+    Parser("side_by_side", text, Options).run(run, argv)
 
 
 if __name__ == "__main__":

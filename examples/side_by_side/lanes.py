@@ -17,7 +17,7 @@ from finetuning.optimizers import adam
 
 from keras_istar import isoscore_from_covariance
 from keras_istar._src.score import moments
-from study.lane_methods import Method
+from side_by_side.methods import Method
 
 BATCH_SIZE = 32
 SHRINKAGE = 0.2  # The paper's ζ.

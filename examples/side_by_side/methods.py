@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 from finetuning import command_line
 from finetuning.settings import TARGET_DEFAULTS
-
 from study import grid
 
 

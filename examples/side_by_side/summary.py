@@ -1,4 +1,4 @@
-"""The runs of `side_by_side.py` as a table and a figure, beside their file."""
+"""The runs as a table and a figure, beside the file of their lines."""
 
 import io
 import json
@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 from finetuning.command_line import UserError
 from matplotlib.figure import Figure
-
 from study import comparison
-from study.lane_methods import Method
 from study.result_folder import replace_file
 from study.summary import choice_table
 from study.summary import markdown_table
+
+from side_by_side.methods import Method
 
 _BASELINE = "none"
 _HEADINGS = (
@@ -150,7 +150,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         means.reset_index(), on=["setting", "method"]
     )
     pieces = [
-        "By `python examples/study/side_by_side.py --output results.jsonl "
+        "By `python examples/side_by_side --output results.jsonl "
         "--summarize`. Differences are paired by seed, to `none`; Holm's p is "
         "over all tests of the file, and shown where it is below 0.05.",
         *choice_table(table, "step"),
