@@ -17,10 +17,8 @@ each seed that all methods have, and judges them on the test part.
 
 import dataclasses
 import json
-import math
 import os
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -101,22 +99,9 @@ class Options:
         28,
         type=command_line.positive_int,
     )
-    seconds: float = option(
-        "runs",
-        "begin no runs that would not end within this time, and give up those "
-        "that do not (default: %(default)s)",
-        math.inf,
-        type=command_line.positive_real,
-    )
     steps: int | None = option(
         "runs",
         "training steps (default: by the task)",
-        type=command_line.positive_int,
-    )
-    log_every: int = option(
-        "runs",
-        "steps whose mean scores are logged (default: %(default)s)",
-        50,
         type=command_line.positive_int,
     )
     dtype_policy: str = option(
@@ -133,7 +118,6 @@ def run(options: Options) -> None:
 
         print(summary.write(options.output))
         return
-    start = time.monotonic()
     if not options.tasks:
         raise UserError("`--tasks` must name a task. Received: none")
     # They need a backend, which is chosen by now.
@@ -150,10 +134,10 @@ def run(options: Options) -> None:
         for seed in range(method.seeds)
     ]
     for task in options.tasks:
-        if time.monotonic() - start > options.seconds:
-            print(f"{task}: no time left", flush=True)
-            return
-        for lines in Experiment(task, runs, options, start).execute():
+        experiment = Experiment(
+            task, runs, options.arrays, options.side_by_side, options.steps
+        )
+        for lines in experiment.execute():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             with open(options.output, "a", encoding="utf-8") as file:
                 file.write(text)

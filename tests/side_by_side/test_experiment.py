@@ -56,7 +56,7 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
     command = [
         *(sys.executable, Path(program.__file__).parent),
         *("--arrays", tmp_path, "--output", output, "--tasks", "toy"),
-        *("--steps", "40", "--log-every", "20", "--side-by-side", "3"),
+        *("--steps", "60", "--side-by-side", "3"),
         *("--dtype-policy", "float32", "--methods", "none,seeds=2"),
         *("istar:target=0.5x,strength=1000", "istar:-100"),
     ]
@@ -82,7 +82,7 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
     assert abs(target - goal) < abs(none - goal)
     assert plain < none
     table = summary.write(str(output))
-    assert "**toy, validation part held out**, 40 steps" in table
+    assert "**toy, validation part held out**, 60 steps" in table
     assert "| I-STAR | 2 |" in table
 
 
