@@ -81,11 +81,11 @@ class Experiment:
             seconds = time.monotonic() - begin
             print(
                 f"{self.task}: {len(group)} runs of {self.steps} steps in "
-                f"{seconds:.1f} s",
+                f"{seconds:.0f} s, with the time to compile",
                 flush=True,
             )
             yield [
-                self._line(run, *_of_lane(place, state, logs), seconds)
+                self._line(run, *_of_lane(place, state, logs))
                 for place, run in enumerate(group)
             ]
             del state, logs  # Frees their memory for the next group.
@@ -167,7 +167,7 @@ class Experiment:
             logs.append(log)
         return state, jax.tree.map(lambda *x: np.concatenate(x), *logs)
 
-    def _line(self, run, lane, logs, seconds):
+    def _line(self, run, lane, logs):
         """The line of a run in the results."""
         on_train = self._observe(lane, self.data.train)
         on_test = self._observe(lane, self.data.test)
@@ -208,7 +208,6 @@ class Experiment:
                 part: len(getattr(self.data, part).labels)
                 for part in arrays.PARTS
             },
-            "seconds_of_group": round(seconds, 1),
             "device": jax.devices()[0].device_kind,
             "jax": jax.__version__,
         }

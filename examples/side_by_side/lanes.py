@@ -81,13 +81,13 @@ class Trainer:
         self.optimizer = adam(learning_rate, steps)
         self.optimizer.build(self.model.trainable_variables)
         self.loss = functools.partial(task_loss, data.classes == 0)
-        self.num_clouds = len(_CLOUDS) + data.config["num_layers"]
+        num_clouds = len(_CLOUDS) + data.config["num_layers"]
         dim = data.config["hidden_dim"]
         self.start = State(
             _arrays(self.model.trainable_variables),
             _arrays(self.model.non_trainable_variables),
             _arrays(self.optimizer.variables),
-            np.zeros((self.num_clouds, dim, dim), "float32"),
+            np.zeros((num_clouds, dim, dim), "float32"),
         )
 
     def state(self, seeds: list[int], heads: list | None = None) -> State:
