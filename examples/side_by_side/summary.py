@@ -39,18 +39,7 @@ _MILLIMETERS = 25.4
 
 
 def write(path: str) -> str:
-    """Writes `summary.md` and `score_by_isotropy.png` beside the results.
-
-    Args:
-        path: The file of results.
-
-    Returns:
-        The Markdown.
-
-    Raises:
-        UserError: If there is no such file, nothing in it, or the summary
-            cannot be written.
-    """
+    """Writes summary and figure beside the results; returns the Markdown."""
     runs = read(path)
     text = markdown(runs)
     figures = {"score_by_isotropy": draw(runs)}
@@ -59,11 +48,7 @@ def write(path: str) -> str:
 
 
 def read(path: str) -> list[dict[str, Any]]:
-    """The lines of a file of results; methods are spelled as they are now.
-
-    Raises:
-        UserError: If there is no such file, or nothing in it.
-    """
+    """The lines of a file of results; methods are spelled as they are now."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:

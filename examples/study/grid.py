@@ -89,15 +89,8 @@ def make_grid(
 ) -> list[Run]:
     """All runs of some tasks, seeds and methods, each once, in order.
 
-    Args:
-        tasks: Names as `parse_task` returns them.
-        recipe: How to train.
-        seeds: The seeds.
-        methods: The methods.
-        sequence_length: Tokens to which texts are cut, by the task if None.
-
-    Raises:
-        UserError: If a method does not fit the models of a task.
+    Tasks are named as by `parse_task`. Without a sequence length, texts are cut
+    as their task has it. A method that does not fit a task is a `UserError`.
     """
     runs = set()
     for task, seed, method in itertools.product(tasks, seeds, methods):
@@ -124,11 +117,7 @@ def order(method: Method) -> tuple:
 
 
 def parse_task(name: str) -> str:
-    """Name of a task in the results: `sst2` for `glue/sst2`, or a path.
-
-    Raises:
-        UserError: If there is no such task, file or folder.
-    """
+    """Name of a task in the results: `sst2` for `glue/sst2`, or a path."""
     find_task(data_name(name))
     return name.removeprefix("glue/") if name in TASKS else str(Path(name))
 
@@ -139,11 +128,7 @@ def data_name(task: str) -> str:
 
 
 def parse_method(text: str) -> Method:
-    """Reads a method from its text.
-
-    Raises:
-        argparse.ArgumentTypeError: If the text is no method.
-    """
+    """Reads a method from its text; any other is an `ArgumentTypeError`."""
     regularizer, options = parse_options(
         text,
         {
@@ -170,9 +155,6 @@ def parse_options(
         text: The name, and after a colon options as `name=value`, or as `name`
             alone if `flag` reads it; the first may be a strength.
         known: For each regularizer the function that reads each option.
-
-    Raises:
-        argparse.ArgumentTypeError: If the text is no method.
     """
     regularizer, *words = text.replace(":", ",", 1).split(",")
     if regularizer not in known:
@@ -222,9 +204,7 @@ def spell(method: Method) -> str:
 def spell_options(regularizer: str, options: dict[str, Any]) -> str:
     """The text that `parse_options` reads these options from.
 
-    Args:
-        regularizer: Its name.
-        options: Values by name, the target as text; None is left out.
+    The target is given as text. An option that is None is left out.
     """
     words = []
     for name, value in options.items():
@@ -250,11 +230,7 @@ def is_plain(method: Method) -> bool:
 def parse_target(text: str) -> tuple[float | tuple[float, float], bool]:
     """A target, and whether it is in multiples of the IsoScore at the start.
 
-    Args:
-        text: `0.3`; an interval, `0.1..0.3`; in multiples `0.5x`, `0.5..1x`.
-
-    Raises:
-        argparse.ArgumentTypeError: If the text is none of these.
+    It is written `0.3`; as interval `0.1..0.3`; in multiples `0.5x`, `0.5..1x`.
     """
     numbers = text.removesuffix("x")
     is_relative = numbers != text

@@ -25,15 +25,7 @@ _STEP = 0.1  # Of IsoScore, in lines on the slope.
 
 
 def write(records: Records, folder: Path) -> str:
-    """Writes `summary.md` and the figures, and returns the Markdown.
-
-    Args:
-        records: Of all runs, by id.
-        folder: Where to write.
-
-    Raises:
-        UserError: If no run has a result, or the folder cannot be written.
-    """
+    """Writes `summary.md` and the figures, and returns the Markdown."""
     finished = [r for r in records.values() if r["status"] == "ok"]
     if not finished:
         raise UserError(f"{folder} has no finished run to summarize")
@@ -43,16 +35,7 @@ def write(records: Records, folder: Path) -> str:
 
 
 def write_files(folder: Path, text: str, drawn: dict[str, Figure]) -> None:
-    """Writes figures and `summary.md`; each appears whole or stays as it was.
-
-    Args:
-        folder: Where to write.
-        text: The Markdown.
-        drawn: The figures by the name of their file.
-
-    Raises:
-        UserError: If the folder cannot be written.
-    """
+    """Writes figures by name, then `summary.md`; each whole or not at all."""
     files = {}
     for name, figure in drawn.items():
         picture = io.BytesIO()
@@ -97,9 +80,7 @@ def markdown(records: Records) -> str:
 def choice_table(runs: pd.DataFrame, unit: str) -> list[str]:
     """Lines of Markdown: what the validation part chooses, if it does.
 
-    Args:
-        runs: For `comparison.choose`.
-        unit: `"epoch"` or `"step"`: after the last one, methods are scored.
+    Methods are scored after the last unit, `"epoch"` or `"step"`.
     """
     choice = comparison.choose(runs)
     if choice.empty:
