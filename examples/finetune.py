@@ -52,7 +52,7 @@ def run(options: Options) -> None:
                 epochs=options.epochs,
                 batch_size=options.batch_size,
                 learning_rate=options.learning_rate,
-                max_points=250_000,
+                max_tokens=250_000,
                 head_steps=1,  # One pass.
             ),
             method,

@@ -161,7 +161,7 @@ def finetune(
         method,
         layer,
         batches.for_inference(parts.train),
-        recipe.max_points,
+        recipe.max_tokens,
         verbose=verbose,
         log_dir=log_dir,
     )

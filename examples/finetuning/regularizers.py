@@ -90,7 +90,7 @@ def _make_layer(method):
 
 
 def callbacks_for(
-    method: Method, layer: Any, data: Any, max_points: int, **options: Any
+    method: Method, layer: Any, data: Any, max_tokens: int, **options: Any
 ) -> list[keras.callbacks.Callback]:
     """The callbacks that keep Σ_S and log isotropy.
 
@@ -98,12 +98,12 @@ def callbacks_for(
         method: The method.
         layer: What `attach` has returned for it.
         data: Training examples, in batches, in any order that stays.
-        max_points: Tokens of a pass, counted once in every state.
+        max_tokens: Tokens of a pass, counted once in every state.
         **options: Further arguments of `IStarCallback`.
     """
     steps = method.refresh if isinstance(method.refresh, int) else None
     keeper = keras_istar.IStarCallback(
-        data, max_points, steps or REFRESH_EPOCH, **options
+        data, max_tokens, steps or REFRESH_EPOCH, **options
     )
     if method.refresh != REFRESH_NEVER:
         return [keeper]

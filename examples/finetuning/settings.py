@@ -101,7 +101,7 @@ class Recipe:
         learning_rate: Peak of the optimizer's.
         sequence_length: Tokens to which texts are cut, or of a window, see
             `spans`.
-        max_points: Number of tokens in a pass for Σ_S, counted once in every
+        max_tokens: Number of tokens in a pass for Σ_S, counted once in every
             state.
         measured_texts: Number of test examples, or windows of them, whose
             states are measured.
@@ -119,7 +119,7 @@ class Recipe:
     batch_size: int = 16
     learning_rate: float = 3e-5
     sequence_length: int = 48
-    max_points: int = 100_000
+    max_tokens: int = 100_000
     measured_texts: int | None = None
     head_steps: int = 500
     optimizer: str = "adam"
@@ -132,7 +132,7 @@ RECIPES = {
         epochs=4,
         batch_size=32,
         learning_rate=1e-5,
-        max_points=250_000,
+        max_tokens=250_000,
         head_steps=0,
         optimizer="adamw",
     ),

@@ -3,7 +3,8 @@
 Every method is compared with the baseline of its setting, seed by seed, by a
 paired t-test; Holm's correction is over all comparisons of the study. The
 choices of the validation part in each family are compared in the same way, with
-Holm's correction over these choices only.
+Holm's correction over these choices only. The tables of runs are those of
+`run_table`.
 """
 
 import numpy as np
@@ -16,23 +17,12 @@ from study.grid import Run
 from study.grid import is_plain
 from study.grid import settings
 from study.grid import spell
-from study.result_folder import Records
+from study.work import Records
 
-_LEVEL = 0.05
 _BASELINES = ("none", "istar:0")  # Both train without a penalty.
 _NO_PENALTY = "no penalty"
 _ISTAR = "I-STAR"
 _FAMILIES = {"istar": _ISTAR, "cosreg": "CosReg", "isobn": "IsoBN"}
-_NOTHING = dict.fromkeys(("difference", "low", "high", "p"), np.nan)
-_CHOICE = (
-    *("setting", "family", "methods", "chosen", "seeds", "score", "deviation"),
-    *("pairs", *_NOTHING),
-)
-_FAILED = {
-    **dict.fromkeys(("score", "isoscore", "dimension"), np.nan),
-    "validation": -np.inf,  # Never the best.
-}
-_SLOPE = ("setting", "runs", "seeds", "slope", "low", "high")
 _ROUNDING = 1e-12  # Scores are fractions: equal ones are so but for rounding.
 
 
@@ -48,17 +38,18 @@ def run_table(records: Records) -> pd.DataFrame:
     """
     runs = [Run.from_dict(record["run"]) for record in records.values()]
     names = settings(runs)
-    return pd.DataFrame(
+    rows = [
         {
             "setting": names[run.task, run.recipe],
             "method": spell(run.method),
             "family": family(run.method.regularizer, run.method.strength),
             "strength": run.method.strength if is_plain(run.method) else np.nan,
             "seed": run.seed,
-            **(_figures(record) if record["status"] == "ok" else _FAILED),
+            **_figures(record),
         }
         for run, record in zip(runs, records.values(), strict=True)
-    )
+    ]
+    return pd.DataFrame(rows).astype({"dimension": "float64"})
 
 
 def family(regularizer: str, strength: float | None) -> str:
@@ -68,16 +59,17 @@ def family(regularizer: str, strength: float | None) -> str:
 
 
 def _figures(record):
+    if record["status"] == "failed":
+        missing = dict.fromkeys(("score", "isoscore", "dimension"), np.nan)
+        return {"validation": -np.inf, **missing}
     states = record["isotropy"]["after"]
     *_, last = (state for name, state in states.items() if name != "union")
     scores = record["test"]["end"]
     # After the last epoch: of the model that is tested, not of the best one.
     logs = record["epochs"][-1]
-    validation = [
-        logs.get(f"val_{name}", np.nan) for name in scores if name != "score"
-    ]
+    logged = [logs.get(f"val_{name}") for name in scores if name != "score"]
     return {
-        "validation": np.mean(validation) if validation else np.nan,
+        "validation": pd.Series(logged, dtype="float64").mean(skipna=False),
         "score": scores["score"],
         "isoscore": states["union"]["isoscore"],
         "dimension": last["twonn_dimension"],
@@ -89,40 +81,29 @@ def compare(runs: pd.DataFrame) -> pd.DataFrame:
 
     Columns: `seeds`, mean and standard deviation of `score`, mean `isoscore`
     and `dimension`, and against the baseline over the seeds that both have:
-    `pairs`, `difference` of the score with `low` and `high` end of its 95 %
-    confidence interval, `p`, and `p_holm`. These are NaN for the baseline
-    itself, and without two pairs that differ.
+    `difference` of the score with `low` and `high` end of its 95 % confidence
+    interval, `p`, and `p_holm`. These are NaN for the baseline itself, and
+    without two pairs that differ.
     """
     rows = []
     for name, group in runs.groupby("setting", sort=False):
-        scores = group.pivot(index="seed", columns="method", values="score")
+        scores = _by_seed(group, "score")
         reference = baseline(group)
         for method, own in group.groupby("method", sort=False):
+            is_compared = reference not in (None, method)
             rows.append(
                 {
                     "setting": name,
                     "method": method,
-                    "seeds": len(own),
-                    "score": own["score"].mean(),
-                    "deviation": own["score"].std(),
                     "isoscore": own["isoscore"].mean(),
-                    "dimension": own["dimension"].astype("float64").mean(),
+                    "dimension": own["dimension"].mean(),
                     **_paired(
-                        scores[method],
-                        None if method == reference else scores.get(reference),
+                        scores[method].dropna(),
+                        scores[reference] if is_compared else None,
                     ),
                 }
             )
-    return _with_holm(pd.DataFrame(rows))
-
-
-def _with_holm(table):
-    table["p_holm"] = np.nan
-    is_tested = table["p"].notna()
-    if is_tested.any():
-        p = table.loc[is_tested, "p"]
-        table.loc[is_tested, "p_holm"] = multipletests(p, _LEVEL, "holm")[1]
-    return table
+    return _with_holm(rows)
 
 
 def baseline(group: pd.DataFrame) -> str | None:
@@ -131,18 +112,38 @@ def baseline(group: pd.DataFrame) -> str | None:
     return next((name for name in _BASELINES if name in present), None)
 
 
+def _by_seed(group, values):
+    return group.pivot(index="seed", columns="method", values=values)
+
+
 def _paired(scores, reference):
-    """Compares scores by seed with those of the baseline, None for nothing."""
+    """Figures of scores by seed, and of their difference to the baseline."""
+    found = {
+        "seeds": len(scores),
+        "score": scores.mean(),
+        "deviation": scores.std(),
+        **dict.fromkeys(("difference", "low", "high", "p"), np.nan),
+    }
     if reference is None:
-        return {"pairs": 0, **_NOTHING}
+        return found
     differences = (scores - reference).dropna()
-    found = {"pairs": len(differences), **_NOTHING}
     found["difference"] = differences.mean()
     if len(differences) < 2 or np.ptp(differences) < _ROUNDING:
         return found
     test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(0.95)
     return {**found, "low": low, "high": high, "p": test.pvalue}
+
+
+def _with_holm(rows):
+    table = pd.DataFrame(rows)
+    if rows:
+        tested = table["p"].dropna()
+        table["p_holm"] = np.nan
+        if len(tested):
+            corrected = multipletests(tested, method="holm")[1]
+            table.loc[tested.index, "p_holm"] = corrected
+    return table
 
 
 def choose(runs: pd.DataFrame) -> pd.DataFrame:
@@ -155,46 +156,34 @@ def choose(runs: pd.DataFrame) -> pd.DataFrame:
     test scores counts. A seed counts if all methods of the family have ended in
     it; one that has failed is not chosen.
 
-    Args:
-        runs: What `run_table` returns.
-
-    Returns:
-        Columns `methods`, their number; `chosen`, names with the number of
-        seeds; `seeds`; mean and standard deviation of `score`; and against the
-        baseline the same as `compare` has. Holm's correction is over the rows.
+    Columns: `methods`, their number; `chosen`, names with the number of seeds;
+    and of the scores what `compare` has. Holm's correction is over the rows.
     """
     rows = []
     for name, group in runs.groupby("setting", sort=False):
-        scores, validation = (
-            group.pivot(index="seed", columns="method", values=values)
-            for values in ("score", "validation")
-        )
+        scores = _by_seed(group, "score")
+        validation = _by_seed(group, "validation")
         reference = scores.get(baseline(group.dropna(subset="score")))
-        for family, own in group.groupby("family", sort=False):
+        searched = group[group["family"] != _NO_PENALTY]
+        for family, own in searched.groupby("family", sort=False):
             methods = own["method"].unique()
             seen = validation[methods].dropna()
-            best = seen.max(axis=1)
-            is_best = seen.ge(best - _ROUNDING, axis=0)
+            is_best = seen.ge(seen.max(axis=1) - _ROUNDING, axis=0)
             chosen = scores[methods].where(is_best).mean(axis=1).dropna()
-            if family == _NO_PENALTY or chosen.empty:
+            if chosen.empty:
                 continue
             counts = is_best.loc[chosen.index].sum()
+            names = [f"{x} ({n})" for x, n in counts[counts > 0].items()]
             rows.append(
                 {
                     "setting": name,
                     "family": family,
                     "methods": len(methods),
-                    "chosen": "; ".join(
-                        f"{method} ({count})"
-                        for method, count in counts[counts > 0].items()
-                    ),
-                    "seeds": len(chosen),
-                    "score": chosen.mean(),
-                    "deviation": chosen.std(),
+                    "chosen": "; ".join(names),
                     **_paired(chosen, reference),
                 }
             )
-    return _with_holm(pd.DataFrame(rows, columns=_CHOICE))
+    return _with_holm(rows)
 
 
 def slopes(runs: pd.DataFrame) -> pd.DataFrame:
@@ -206,12 +195,8 @@ def slopes(runs: pd.DataFrame) -> pd.DataFrame:
     clustered by seed, so that runs which share examples and head do not count
     as independent evidence.
 
-    Args:
-        runs: What `run_table` returns.
-
-    Returns:
-        Columns `setting`, `runs`, `seeds`, `slope`, and `low` and `high` end of
-        its 95 % confidence interval, NaN without two seeds that differ.
+    Columns: `runs`, `seeds`, `slope`, and `low` and `high` end of its 95 %
+    confidence interval, NaN without two seeds that differ.
     """
     is_meant = runs["family"].isin([_ISTAR, _NO_PENALTY])
     meant = runs[is_meant].dropna(subset=["score", "isoscore"])
@@ -225,31 +210,32 @@ def slopes(runs: pd.DataFrame) -> pd.DataFrame:
         both = own[["score", "isoscore"]]
         within = both - both.groupby(own["seed"]).transform("mean")
         model = OLS(within["score"], within["isoscore"])
-        (slope,), seeds = model.fit().params, own["seed"].nunique()
-        low, high = np.nan, np.nan
-        if seeds > 1:
+        found = {
+            "setting": name,
+            "runs": len(own),
+            "seeds": own["seed"].nunique(),
+            "slope": model.fit().params.iloc[0],
+            "low": np.nan,
+            "high": np.nan,
+        }
+        if found["seeds"] > 1:
             fit = model.fit(
                 cov_type="cluster", cov_kwds={"groups": own["seed"]}, use_t=True
             )
             if fit.bse.iloc[0] > _ROUNDING:
-                low, high = fit.conf_int(_LEVEL).to_numpy()[0]
-        numbers = (name, len(own), seeds, slope, low, high)
-        rows.append(dict(zip(_SLOPE, numbers, strict=True)))
-    return pd.DataFrame(rows, columns=_SLOPE)
+                found["low"], found["high"] = fit.conf_int().iloc[0]
+        rows.append(found)
+    return pd.DataFrame(rows)
 
 
 def orders(runs: pd.DataFrame) -> list[str]:
-    """For each setting, in how many seeds IsoScore rises with the strength.
-
-    Args:
-        runs: What `run_table` returns.
-    """
+    """For each setting, in how many seeds IsoScore rises with the strength."""
     found = []
     for name, group in runs.groupby("setting", sort=False):
-        ladder = group[group["strength"].notna()].pivot(
+        ladder = group.dropna(subset="strength").pivot(
             index="seed", columns="strength", values="isoscore"
         )
-        ladder = ladder.dropna().sort_index(axis=1)
+        ladder = ladder.dropna()
         if ladder.shape[1] < 2 or ladder.empty:
             continue
         rises = (np.diff(ladder.to_numpy(), axis=1) > 0).all(axis=1).sum()

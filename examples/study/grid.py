@@ -1,18 +1,20 @@
-"""Runs of the study, and the grid of them that is asked for."""
+"""Runs of the study, and the grid of them that is asked for.
+
+A method is a text: `none`, `isobn`, `cosreg:1`, `istar:-1,shrinkage=0.8`, or
+with a target `istar:target=0.3`, `istar:target=0.75x,strength=1`.
+"""
 
 import argparse
 import dataclasses
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from finetuning import command_line
-from finetuning.command_line import UserError
 from finetuning.data import TASKS
 from finetuning.data import find_task
 from finetuning.settings import COUNT_PADDING
@@ -24,12 +26,9 @@ from finetuning.settings import Method
 from finetuning.settings import Recipe
 from finetuning.settings import check_method
 
-_RANKS = {name: i for i, name in enumerate(DEFAULTS)}
-# Newer options: lines without them have their defaults, and keep their id.
-_LATER = {
-    "recipe": ("head_steps", "optimizer"),
-    "method": ("target", "relative", "per_layer"),
-}
+# Older lines lack these options, have their defaults, and keep their id.
+_LATER = ("head_steps", "optimizer", "target", "relative", "per_layer")
+_MAX_TOKENS = "max_points"  # As lines call it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,27 +47,37 @@ class Run:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        """All options, in dicts."""
-        options = dataclasses.asdict(self)
-        defaults = {"recipe": Recipe(), "method": Method("none")}
-        for part, names in _LATER.items():
-            for name in names:
-                if options[part][name] == getattr(defaults[part], name):
-                    del options[part][name]
-        return options
+        """All options, as a line of the result file holds them."""
+        return {
+            "task": self.task,
+            "recipe": _as_dict(self.recipe),
+            "seed": self.seed,
+            "method": _as_dict(self.method),
+        }
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> "Run":
         """The run whose options a line of the result file holds."""
-        method = dict(options["method"])
+        recipe, method = dict(options["recipe"]), dict(options["method"])
+        recipe["max_tokens"] = recipe.pop(_MAX_TOKENS)
         for name in ("layers", "target"):
             if isinstance(method.get(name), list):
                 method[name] = tuple(method[name])
-        recipe = Recipe(**options["recipe"])
-        return cls(options["task"], recipe, options["seed"], Method(**method))
+        return cls(
+            options["task"], Recipe(**recipe), options["seed"], Method(**method)
+        )
 
     def __str__(self):
         return f"{self.task} {spell(self.method)} seed {self.seed}"
+
+
+def _as_dict(settings):
+    return {
+        field.name.replace("max_tokens", _MAX_TOKENS): value
+        for field in dataclasses.fields(settings)
+        if (value := getattr(settings, field.name)) != field.default
+        or field.name not in _LATER
+    }
 
 
 def make_grid(
@@ -80,31 +89,15 @@ def make_grid(
 ) -> list[Run]:
     """All runs of some tasks, seeds and methods, each once, in order.
 
-    Args:
-        tasks: Names as `parse_task` returns them.
-        recipe: How to train.
-        seeds: The seeds.
-        methods: The methods.
-        sequence_length: Tokens to which texts are cut, by the task if None.
-
-    Raises:
-        UserError: If a method does not fit the models of a task.
+    Tasks are named as by `parse_task`. Without a sequence length, texts are cut
+    as their task has it. A method that does not fit a task is a `UserError`.
     """
-    runs = {
-        Run(
-            task,
-            dataclasses.replace(
-                recipe,
-                sequence_length=sequence_length
-                or find_task(data_name(task)).sequence_length,
-            ),
-            seed,
-            method,
-        )
-        for task, seed, method in itertools.product(tasks, seeds, methods)
-    }
-    for run in runs:
-        check_method(run.method, data_name(run.task))
+    runs = set()
+    for task, seed, method in itertools.product(tasks, seeds, methods):
+        check_method(method, data_name(task))
+        length = sequence_length or find_task(data_name(task)).sequence_length
+        own = dataclasses.replace(recipe, sequence_length=length)
+        runs.add(Run(task, own, seed, method))
     return sorted(runs, key=sort_key)
 
 
@@ -116,7 +109,7 @@ def sort_key(run: Run) -> tuple:
 def order(method: Method) -> tuple:
     """Order of methods in results and pictures: targets after strengths."""
     return (
-        _RANKS[method.regularizer],
+        list(DEFAULTS).index(method.regularizer),
         method.target is not None,
         method.strength or 0.0,
         spell(method),
@@ -124,11 +117,7 @@ def order(method: Method) -> tuple:
 
 
 def parse_task(name: str) -> str:
-    """Name of a task in the results: `sst2` for `glue/sst2`, or a path.
-
-    Raises:
-        UserError: If there is no such task, file or folder.
-    """
+    """Name of a task in the results: `sst2` for `glue/sst2`, or a path."""
     find_task(data_name(name))
     return name.removeprefix("glue/") if name in TASKS else str(Path(name))
 
@@ -138,42 +127,15 @@ def data_name(task: str) -> str:
     return f"glue/{task}" if f"glue/{task}" in TASKS else task
 
 
-def check_refresh(run: Run, num_examples: int) -> None:
-    """Checks that `refresh` is not the same as once an epoch.
-
-    Args:
-        run: The run.
-        num_examples: Training examples that the task has.
-
-    Raises:
-        UserError: If `refresh` counts as many steps as an epoch, or more.
-    """
-    used = min(run.recipe.limit or num_examples, num_examples)
-    steps = math.ceil(used / run.recipe.batch_size)
-    refresh = run.method.refresh
-    if isinstance(refresh, int) and refresh >= steps:
-        raise UserError(
-            f"`refresh` must be below the {steps} steps of an epoch on "
-            f"{run.task}, at whose end there is a pass anyway. Received: "
-            f"refresh={refresh}"
-        )
-
-
 def parse_method(text: str) -> Method:
-    """A method from `none`, `isobn`, `cosreg:1`, `istar:-1,shrinkage=0.8`.
-
-    With a target: `istar:target=0.3`, `istar:target=0.75x,strength=1`.
-
-    Raises:
-        argparse.ArgumentTypeError: If the text is none of these.
-    """
-    regularizer, *words = text.replace(":", ",", 1).split(",")
-    if regularizer not in DEFAULTS:
-        raise argparse.ArgumentTypeError(
-            f"must be one of {', '.join(DEFAULTS)}. Received: {text!r}"
-        )
-    known = {k: x for k, x in _OPTIONS.items() if k in DEFAULTS[regularizer]}
-    options = parse_options(regularizer, words, known)
+    """Reads a method from its text; any other is an `ArgumentTypeError`."""
+    regularizer, options = parse_options(
+        text,
+        {
+            name: {k: x for k, x in _OPTIONS.items() if k in defaults}
+            for name, defaults in DEFAULTS.items()
+        },
+    )
     if "target" in options:
         options["target"], options["relative"] = options["target"]
     if "refresh" in options and options.keys() & {"momentum", "target"}:
@@ -185,61 +147,79 @@ def parse_method(text: str) -> Method:
 
 
 def parse_options(
-    regularizer: str, words: list[str], known: dict[str, Callable]
-) -> dict[str, Any]:
-    """Options of a method by name.
+    text: str, known: dict[str, dict[str, Callable]]
+) -> tuple[str, dict[str, Any]]:
+    """Reads a regularizer and its options from the text of a method.
 
     Args:
-        regularizer: Its name.
-        words: `name=value`, `name` alone if `flag` reads it; the first may be
-            a strength.
-        known: Function that reads the value, by name.
-
-    Raises:
-        argparse.ArgumentTypeError: If a word is no such option.
+        text: The name, and after a colon options as `name=value`, or as `name`
+            alone if `flag` reads it; the first may be a strength.
+        known: For each regularizer the function that reads each option.
     """
-    if "strength" in known and words and "=" not in words[0] not in known:
-        words = [f"strength={words[0]}", *words[1:]]
+    regularizer, *words = text.replace(":", ",", 1).split(",")
+    if regularizer not in known:
+        raise argparse.ArgumentTypeError(
+            f"must be one of {', '.join(known)}. Received: {text!r}"
+        )
+    readers = known[regularizer]
+    if "strength" in readers and words and "=" not in words[0] not in readers:
+        words[0] = f"strength={words[0]}"
     options: dict[str, Any] = {}
     for word in words:
         name, _, value = word.partition("=")
-        if name not in known or name in options:
+        if name not in readers or name in options:
             raise argparse.ArgumentTypeError(
-                f"options of {regularizer} are {sorted(known)}, each once, as "
-                f"in istar:-1,shrinkage=0.8. Received: {word!r}"
+                f"options of {regularizer} are {sorted(readers)}, each once, "
+                f"as in istar:-1,shrinkage=0.8. Received: {word!r}"
             )
-        options[name] = known[name](value)
-    if "strength" in known and not options.keys() & {"strength", "target"}:
+        options[name] = readers[name](value)
+    if "strength" in readers and not options.keys() & {"strength", "target"}:
         raise argparse.ArgumentTypeError(
             f"{regularizer} needs a strength, as in istar:-1 or cosreg:1, or "
-            f"istar a target, as in istar:target=0.75x. Received: {words}"
+            f"istar a target, as in istar:target=0.75x. Received: {text!r}"
         )
     if "target" in options and options.get("strength", 0.0) < 0.0:
         raise argparse.ArgumentTypeError(
-            f"with a target the strength is at least 0. Received: {words}"
+            f"with a target the strength is at least 0. Received: {text!r}"
         )
-    return options
+    return regularizer, options
 
 
 def spell(method: Method) -> str:
     """The shortest text that `parse_method` makes a method from."""
-    words = []
-    given = {}
+    given: dict[str, Any] = {"strength": method.strength}
     if method.target is not None:
-        given["target"] = method.target
-        target = spell_target(method.target, method.relative)
-        words.append(f"target={target}")
-    elif method.strength is not None:
-        given["strength"] = method.strength
-        words.append(f"{method.strength:.10g}")
+        given = {"target": method.target}
     defaults = Method.make(method.regularizer, **given)
-    words += [
-        _shown(name, value)
+    others = {
+        name: value
         for name in _OPTIONS
-        if (value := getattr(method, name))
-        not in (None, getattr(defaults, name))
-    ]
-    return ":".join(filter(None, [method.regularizer, ",".join(words)]))
+        if (value := getattr(method, name)) != getattr(defaults, name)
+    }
+    if method.target is not None:
+        given = {"target": spell_target(method.target, method.relative)}
+    return spell_options(method.regularizer, given | others)
+
+
+def spell_options(regularizer: str, options: dict[str, Any]) -> str:
+    """The text that `parse_options` reads these options from.
+
+    The target is given as text. An option that is None is left out.
+    """
+    words = []
+    for name, value in options.items():
+        if value is True:
+            words.append(name)
+        elif value is not None:
+            words.append(f"{name}={_value_text(value)}")
+    text = ",".join(words).removeprefix("strength=")
+    return f"{regularizer}:{text}" if text else regularizer
+
+
+def _value_text(value):
+    if isinstance(value, tuple):
+        return "+".join(map(str, value))
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def is_plain(method: Method) -> bool:
@@ -250,11 +230,7 @@ def is_plain(method: Method) -> bool:
 def parse_target(text: str) -> tuple[float | tuple[float, float], bool]:
     """A target, and whether it is in multiples of the IsoScore at the start.
 
-    Args:
-        text: `0.3`; an interval, `0.1..0.3`; in multiples `0.5x`, `0.5..1x`.
-
-    Raises:
-        argparse.ArgumentTypeError: If the text is none of these.
+    It is written `0.3`; as interval `0.1..0.3`; in multiples `0.5x`, `0.5..1x`.
     """
     numbers = text.removesuffix("x")
     is_relative = numbers != text
@@ -320,41 +296,26 @@ _OPTIONS = {
 }
 
 
-def _shown(name, value):
-    if value is True:
-        return name
-    if isinstance(value, tuple):
-        return f"{name}={'+'.join(map(str, value))}"
-    return f"{name}=" + (
-        f"{value:.10g}" if isinstance(value, float) else str(value)
-    )
-
-
 def settings(runs: Iterable[Run]) -> dict[tuple[str, Recipe], str]:
     """A name for each task and recipe, which runs must share to be compared.
 
     No two are the same: a name holds the task, the number of training
     examples, and what else differs between the recipes of the task.
     """
-    recipes: dict[str, list[Recipe]] = {}
-    for run in runs:
-        recipes.setdefault(run.task, []).append(run.recipe)
-    return {
-        (task, recipe): _setting(task, recipe, own)
-        for task, own in recipes.items()
-        for recipe in dict.fromkeys(own)
-    }
+    names = dict.fromkeys(((run.task, run.recipe) for run in runs), "")
+    for task, recipe in names:
+        others = [own for name, own in names if name == task]
+        differing = [
+            f"{field.name}={_setting_text(recipe, field.name)}"
+            for field in dataclasses.fields(Recipe)
+            if field.name != "limit"
+            and len({getattr(own, field.name) for own in others}) > 1
+        ]
+        limit = f"{_setting_text(recipe, 'limit')} examples"
+        names[task, recipe] = ", ".join([task, limit, *differing])
+    return names
 
 
-def _setting(task, recipe, recipes):
-    values = dataclasses.asdict(recipe)
-    texts = {
-        name: f"{value:,}" if isinstance(value, int) else str(value or "all")
-        for name, value in values.items()
-    }
-    differing = [
-        f"{name}={texts[name]}"
-        for name in values
-        if name != "limit" and len({getattr(r, name) for r in recipes}) > 1
-    ]
-    return ", ".join([task, f"{texts['limit']} examples", *differing])
+def _setting_text(recipe, name):
+    value = getattr(recipe, name)
+    return f"{value:,}" if isinstance(value, int) else str(value or "all")

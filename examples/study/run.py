@@ -18,17 +18,11 @@ from finetuning.recipe import measure
 
 from study.grid import Run
 
-_MEASURES = ("isoscore", "isoscore_star", "twonn")
 _DIGITS = 4  # Of mean activations, which are many.
 
 
-def make_reproducible() -> None:
-    """Makes this process compute the same figures every time, to the bit."""
-    tf.config.experimental.enable_op_determinism()
-
-
 def execute(run: Run, data: TextData) -> dict[str, Any]:
-    """Fine-tunes, and returns what to record.
+    """Fine-tunes, and returns what to record: the same figures every time.
 
     Args:
         run: The run; it does not depend on those before it in this process.
@@ -38,17 +32,16 @@ def execute(run: Run, data: TextData) -> dict[str, Any]:
         UserError: If the options do not fit the model or the task.
         RuntimeError: If the loss is not finite.
     """
+    tf.config.experimental.enable_op_determinism()
     keras.backend.clear_session()
     keras.utils.set_random_seed(run.seed)
-    recipe = run.recipe
-    task = load_task(data, recipe.preset, recipe.sequence_length)
     figures = finetune(
-        task,
+        load_task(data, run.recipe.preset, run.recipe.sequence_length),
         data,
-        recipe,
+        run.recipe,
         run.method,
         run.seed,
-        measures=_MEASURES,
+        measures=("isoscore", "isoscore_star", "twonn"),
         observe=observe,
         verbose=0,
     )

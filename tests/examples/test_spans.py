@@ -355,18 +355,6 @@ def test_windows_that_are_too_short(preset, toy_squad):
         windows.with_answers()
 
 
-def test_arrays_are_for_labels(tmp_path, capsys):
-    from study import arrays
-
-    output = tmp_path / "arrays"
-    with pytest.raises(SystemExit):
-        arrays.main(["--output", str(output), "--tasks", "rte", "squad"])
-    assert "one label each. Received: squad" in capsys.readouterr().err
-    assert not output.exists()
-    with pytest.raises(UserError, match="squad can have no arrays"):
-        arrays.load(str(tmp_path), "squad")
-
-
 def test_study_observes_questions(preset, toy_squad):
     from finetuning import recipe
     from finetuning import spans

@@ -1,89 +1,26 @@
-"""Conclusions and pictures of results that are made up."""
+"""Conclusions from results that are made up."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from finetuning.command_line import UserError
 from finetuning.settings import Recipe
-from matplotlib.colors import to_rgb
 from scipy import stats
-from study import __main__ as program
 from study import comparison
 from study import figures
 from study import grid
 from study import summary
-from study.result_folder import ResultFolder
-from study_runs import make_runs
+from study_runs import COMPARED
+from study_runs import make_ended
+from study_runs import make_records
 
-RESULTS = Path(program.__file__).parent / "results"
 TARGET = "istar:target=0.5x"
-METHODS = ("istar:-5", "istar:0", "istar:5", "cosreg:1")
-EFFECTS = {"istar:-5": -0.1, "istar:5": 0.1}
-
-
-def make_records(seeds=6, methods=METHODS, tasks=("rte",), noise=0.01):
-    rng = np.random.default_rng(0)
-    runs = make_runs(seeds=seeds, tasks=tasks, regularizers=methods)
-    easy = rng.normal(size=seeds)
-    return {
-        run.id: make_record(run, easy, noise * rng.normal()) for run in runs
-    }
-
-
-def make_record(run, easy, noise):
-    isoscore = 0.3 + 0.02 * (run.method.strength or 0.0)
-    state = {"isoscore": isoscore, "isoscore_star": isoscore + 0.1}
-    states = {
-        name: {**state, "twonn_dimension": dimension}
-        for name, dimension in (("layer_0", 5), ("layer_1", 4.2), ("union", 6))
-    }
-    effect = EFFECTS.get(grid.spell(run.method), 0.0)
-    score = 0.6 + 0.1 * easy[run.seed] + effect + noise
-    return {
-        "status": "ok",
-        "name": str(run),
-        "run": run.as_dict(),
-        "test": {"end": {"score": score, "accuracy": score}},
-        "epochs": [
-            {"isoscore_union": 0.2, "val_accuracy": 0.7},
-            {"isoscore_union": 0.3, "val_accuracy": 0.6},
-        ],
-        "isotropy": {"before": states, "after": states},
-    }
 
 
 def make_tables(records):
     runs = comparison.run_table(records)
     return runs, comparison.compare(runs)
-
-
-def make_ended(scores, validation, isoscores=None):
-    """Records of runs by method and seed, with these figures.
-
-    Args:
-        scores: Test scores of all seeds by method.
-        validation: Validation scores after each epoch of all seeds by method;
-            None for a run that has failed.
-        isoscores: Of all seeds by method.
-    """
-    records = make_records(len(scores["none"]), tuple(scores))
-    for record in records.values():
-        run = grid.Run.from_dict(record["run"])
-        name, seed = grid.spell(run.method), run.seed
-        score, epochs = scores[name][seed], validation[name][seed]
-        record["test"]["end"] = {"score": score, "accuracy": score}
-        if epochs is None:
-            record["status"] = "failed"
-            del record["test"], record["isotropy"]
-        else:
-            record["epochs"] = [{"val_accuracy": value} for value in epochs]
-        if isoscores:
-            union = record["isotropy"]["after"]["union"]
-            union["isoscore"] = isoscores[name][seed]
-    return records
 
 
 def test_comparison_is_paired():
@@ -123,7 +60,7 @@ def test_dimension_is_that_of_the_last_layer():
         first["isotropy"]["after"]["layer_1"]["twonn_dimension"] = value
         runs, table = make_tables(records)
         assert table["dimension"].tolist() == pytest.approx([4.2] * 4)
-    assert "| 4.2 |" in summary.markdown(records)[0]
+    assert "| 4.2 |" in summary.markdown(records)
 
 
 def test_order_of_isotropy_is_told():
@@ -143,7 +80,7 @@ def test_without_pairs_nothing_is_claimed(options):
     records = make_records(**options)
     _, table = make_tables(records)
     assert table["p"].isna().all() and table["p_holm"].isna().all()
-    text, _ = summary.markdown(records)
+    text = summary.markdown(records)
     assert "nan" not in text
 
 
@@ -163,8 +100,13 @@ def test_seeds_that_one_side_lacks_are_left_out():
         for key, record in make_records().items()
         if not record["name"].endswith("istar:5 seed 3")
     }
-    row = make_tables(records)[1].set_index("method").loc["istar:5"]
-    assert (row.seeds, row.pairs) == (5, 5)
+    runs, table = make_tables(records)
+    row = table.set_index("method").loc["istar:5"]
+    scores = runs.pivot(index="seed", columns="method", values="score")
+    differences = (scores["istar:5"] - scores["istar:0"]).drop(3)
+    assert row.seeds == 5
+    assert row.difference == pytest.approx(differences.mean())
+    assert row.p == pytest.approx(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def test_validation_chooses_in_every_seed_and_the_test_part_judges():
@@ -195,7 +137,7 @@ def test_validation_chooses_in_every_seed_and_the_test_part_judges():
     p = [1 - t / np.sqrt(t**2 + 2) for t in (2 * np.sqrt(3), np.sqrt(3))]
     assert table["p"].tolist() == pytest.approx(p)
     assert table["p_holm"].tolist() == pytest.approx([2 * p[0], p[1]])
-    text, _ = summary.markdown(records)
+    text = summary.markdown(records)
     assert (
         f"| rte, 512 examples | I-STAR | 2 | istar:-1 (1); {TARGET} (2) | 3 | "
         "0.620 ± 0.110 | +0.020 (-0.005 to +0.045) | 0.074 | 0.148 |"
@@ -223,7 +165,7 @@ def test_a_failed_run_is_not_chosen_and_a_missing_one_leaves_its_seed_out():
     )
     del records[missing]
     (row,) = comparison.choose(comparison.run_table(records)).itertuples()
-    assert (row.seeds, row.pairs) == (2, 2)
+    assert row.seeds == 2
     assert row.chosen == "istar:-1 (1); istar:1 (1)"
     assert row.score == pytest.approx((0.6 + 0.7) / 2)
     # Where nothing was logged, nothing is chosen.
@@ -231,7 +173,7 @@ def test_a_failed_run_is_not_chosen_and_a_missing_one_leaves_its_seed_out():
         record["epochs"] = [{"isoscore_union": 0.2}]
         record.setdefault("error", "RuntimeError: NaN loss")
     assert comparison.choose(comparison.run_table(records)).empty
-    assert "Chosen" not in summary.markdown(records)[0]
+    assert "Chosen" not in summary.markdown(records)
 
 
 def test_slope_is_within_seeds(rng):
@@ -259,7 +201,7 @@ def test_slope_is_within_seeds(rng):
     assert row.slope == pytest.approx(np.mean(slopes))
     assert row.low == pytest.approx(np.mean(slopes) - half)
     assert row.high == pytest.approx(np.mean(slopes) + half)
-    text, _ = summary.markdown(records)
+    text = summary.markdown(records)
     assert f"0.1 higher, the score is {np.mean(slopes) / 10:+.3f} (95 %" in text
 
 
@@ -286,7 +228,7 @@ def test_slope_of_seeds_that_differ_in_isotropy():
 
 @pytest.mark.parametrize(
     ("methods", "expected"),
-    [(METHODS, "istar:0"), (("none", "istar:0"), "none"), (("isobn",), None)],
+    [(COMPARED, "istar:0"), (("none", "istar:0"), "none"), (("isobn",), None)],
 )
 def test_baseline(methods, expected):
     group = pd.DataFrame({"method": methods})
@@ -312,145 +254,3 @@ def test_recipes_are_not_mixed(field):
         for figure in figures.draw(list(records.values())).values():
             titles = [axis.get_title() for axis in figure.axes]
             assert titles == list(table["setting"].unique())
-
-
-def test_files(tmp_path):
-    records = make_records(tasks=("rte", "mrpc"))
-    failed = next(iter(records.values()))
-    failed |= {"status": "failed", "error": "RuntimeError: NaN loss"}
-    text = summary.write(records, tmp_path)
-    assert (tmp_path / "summary.md").read_text(encoding="utf-8") == text
-    assert f"- {failed['name']}: RuntimeError: NaN loss" in text
-    assert text.count("| istar:0 | 6 | ") == 2
-    assert len(pd.read_csv(tmp_path / "summary.csv")) == 8
-    names = ("score_by_isotropy", "dimension_by_layer", "isotropy_by_epoch")
-    for name in names:
-        png = (tmp_path / f"{name}.png").read_bytes()
-        assert png.startswith(b"\x89PNG")
-    assert len(list(tmp_path.iterdir())) == 5
-
-
-@pytest.mark.parametrize("name", ["study", "ablation"])
-def test_committed_summary_is_that_of_the_committed_results(name, capsys):
-    folder = RESULTS / name
-    lines = (folder / "results.jsonl").read_text().splitlines()
-    records = ResultFolder(folder).read()
-    assert len(records) == len(lines) and "damaged" not in (
-        capsys.readouterr().out
-    )
-    text, _ = summary.markdown(records)
-    assert (folder / "summary.md").read_text(encoding="utf-8") == text
-    assert not (folder / "locks").exists()
-
-
-def test_nothing_to_summarize(tmp_path, capsys):
-    with pytest.raises(UserError, match="no finished run"):
-        summary.write({}, tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        program.main(["--output", str(tmp_path), "--summarize"])
-    assert stopped.value.code == 2
-    assert "no finished run" in capsys.readouterr().err
-
-
-def curves(figure):
-    """Color of every curve by its label."""
-    lines, labels = figure.axes[0].get_legend_handles_labels()
-    return {
-        label: to_rgb(line.get_color())
-        for line, label in zip(lines, labels, strict=True)
-    }
-
-
-def test_every_method_has_a_color_of_its_own():
-    methods = ["istar:-2", "istar:-0.5", "istar:0", "istar:0.1", "istar:20"]
-    methods += [f"istar:1,shrinkage=0.{i}" for i in range(3, 9)]
-    methods += [f"cosreg:{i}" for i in range(1, 6)]
-    records = list(make_records(1, methods).values())
-    found = curves(figures.draw(records)["score_by_isotropy"])
-    colors = [found[name] for name in methods]
-    assert len(set(colors)) == len(methods)
-    for red, _, blue in colors[:2]:
-        assert red > blue
-    assert colors[2] == (0.0, 0.0, 0.0)
-    for red, _, blue in colors[3:5]:
-        assert blue > red
-
-
-def test_other_tokens_are_not_in_the_curves_of_training():
-    methods = ["none", "istar:1", "istar:1,layers=-1", "istar:1,padding=count"]
-    records = list(make_records(1, methods).values())
-    drawn = figures.draw(records)
-    assert set(curves(drawn["isotropy_by_epoch"])) == {"none", "istar:1"}
-    assert set(curves(drawn["dimension_by_layer"])) == set(methods)
-    (legend,) = drawn["isotropy_by_epoch"].legends
-    named = {text.get_text() for text in legend.get_texts()}
-    assert named == {
-        "none",
-        "istar:1",
-        "istar:1,layers=-1 (no such log)",
-        "istar:1,padding=count (no such log)",
-    }
-    for record in records:
-        record["epochs"] = [{"loss": 0.5}]
-    assert not curves(figures.draw(records)["isotropy_by_epoch"])
-
-
-def test_scores_stand_above_the_isoscore_of_the_tables():
-    (record,) = make_records(1, ["istar:1"]).values()
-    (axis,) = figures.draw([record])["score_by_isotropy"].axes
-    (x, *_), *_ = axis.lines[0].get_data()
-    assert x == record["isotropy"]["after"]["union"]["isoscore"]
-    assert axis.get_xlabel().startswith("IsoScore of")
-
-
-def test_equal_curves_of_many_methods_all_show():
-    methods = [f"istar:1,shrinkage=0.{i}" for i in range(3, 9)]
-    methods += ["istar:0", "istar:1"]
-    records = list(make_records(1, methods).values())
-    for record in records:
-        record["epochs"] = [{"isoscore_union": 0.2}] * 3
-    (axis,) = figures.draw(records)["isotropy_by_epoch"].axes
-    starts = sorted(line.get_xdata()[0] for line in axis.lines)
-    assert len(starts) == 8 and np.diff(starts).min() > 0.03
-    assert 0.5 < starts[0] and starts[-1] < 1.5
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 40])
-def test_ticks_of_epochs_are_whole_and_few(epochs):
-    records = list(make_records(2).values())
-    for record in records:
-        record["epochs"] = [{"isoscore_union": 0.2}] * epochs
-    (axis,) = figures.draw(records)["isotropy_by_epoch"].axes
-    low, high = axis.get_xlim()
-    ticks = [tick for tick in axis.get_xticks() if low <= tick <= high]
-    assert 1 <= len(ticks) <= 7
-    assert all(tick == int(tick) for tick in ticks)
-
-
-def test_figures_of_first_tokens_and_means_need_lines_that_have_them():
-    records = list(make_records(2, ("none", "istar:1", "cosreg:1")).values())
-    older = {"score_by_isotropy", "dimension_by_layer", "isotropy_by_epoch"}
-    assert set(figures.draw(records)) == older
-    for record in records:
-        if "istar" not in record["name"]:  # That of istar is an older line.
-            record["first_tokens"] = {
-                "layer_0": {"twonn_dimension": 3.0},
-                "layer_1": {"twonn_dimension": None},
-                "union": {"twonn_dimension": 9.0},
-            }
-            sign = 1.0 if "seed 0" in record["name"] else -0.5
-            record["mean_activation"] = [-0.1, 0.0, 0.4 * sign]
-    drawn = figures.draw(records)
-    assert len(drawn) == 5
-    (axis,) = drawn["first_token_dimension_by_layer"].axes
-    lines, labels = axis.get_legend_handles_labels()
-    assert labels == ["none", "cosreg:1"]
-    np.testing.assert_array_equal(lines[0].get_ydata(), [3.0, np.nan])
-    (axis,) = drawn["mean_activation"].axes
-    line = axis.lines[0]
-    # The mean over both seeds of each dimension, then its size.
-    np.testing.assert_allclose(line.get_ydata(), [0.1, 0.1, 0.0], atol=1e-12)
-    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
-    (legend,) = drawn["mean_activation"].legends
-    named = [text.get_text() for text in legend.get_texts()]
-    assert named == ["none", "istar:1 (no such log)", "cosreg:1"]

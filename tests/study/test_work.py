@@ -1,9 +1,7 @@
 """The result folder and its processes, with runs that do nothing."""
 
-import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -14,9 +12,8 @@ from pathlib import Path
 import pytest
 import study_runs
 from finetuning.command_line import UserError
-from study import __main__ as program
 from study import work
-from study.result_folder import ResultFolder
+from study.work import ResultFolder
 from study_runs import EXAMPLES
 from study_runs import METHODS
 from study_runs import make_runs
@@ -74,10 +71,11 @@ def test_failures_are_recorded_and_repeated_on_demand(runs, tmp_path, capsys):
     )
     work.work(runs, folder, figures)
     assert folder.read()[runs[1].id]["status"] == "failed"
-    now = work.timestamp()
-    work.work(runs, folder, fail, retry_before=now)
-    assert work.to_do(runs, folder.read(), now) == []
-    work.work(runs, folder, figures, retry_before=work.timestamp())
+    work.forget_failures(runs[2:], folder)
+    assert len(folder.read()) == len(runs)
+    work.forget_failures(runs, folder)
+    assert len(folder.read()) == len(runs) - 1
+    work.work(runs, folder, figures)
     assert {r["status"] for r in folder.read().values()} == {"ok"}
 
 
@@ -94,7 +92,7 @@ WORKER = """
     import sys, time
     import test_work
     from study import work
-    from study.result_folder import ResultFolder
+    from study.work import ResultFolder
 
     print("ready", flush=True)
     sys.stdin.readline()
@@ -169,7 +167,7 @@ def test_two_processes_share_the_work_and_count_together(tmp_path):
 
 def test_a_run_in_work_elsewhere_is_left_alone(runs, tmp_path, capsys):
     folder = ResultFolder(tmp_path)
-    with folder.claim(runs[0].id) as is_mine:
+    with folder.claim(runs[0]) as is_mine:
         assert is_mine
         work.work(runs, folder, figures)
     assert [r["id"] for r in results(tmp_path)] == [r.id for r in runs[1:]]
@@ -229,55 +227,3 @@ def test_of_two_lines_of_a_run_the_success_counts(runs, tmp_path):
     failed = [line.replace(b'"ok"', b'"failed"') for line in lines]
     file.write_bytes(b"\n".join([failed[3], *lines, failed[4], lines[0]]))
     assert [r["status"] for r in folder.read().values()] == ["ok"] * len(runs)
-
-
-@contextlib.contextmanager
-def no_large_files():
-    """Scope in which no file can grow above 100 bytes, as on a full disk."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-@pytest.mark.parametrize("options", [[], ["--summarize"]])
-def test_a_full_disk_is_one_line_and_loses_nothing(
-    options, runs, tmp_path, monkeypatch, capsys
-):
-    state = {"isoscore": 0.2, "isoscore_star": 0.3, "twonn_dimension": 5.0}
-    figures = {
-        "test": {"end": {"score": 0.5}},
-        "epochs": [{"isoscore_union": 0.2}],
-        "isotropy": {"after": {"layer_0": state, "union": state}},
-    }
-    work.work(runs[:3], ResultFolder(tmp_path), lambda run: figures)
-    (tmp_path / "summary.csv").write_text("old")
-    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
-    monkeypatch.setattr(program, "make_runner", lambda *_: lambda run: figures)
-    options = [*options, "--output", str(tmp_path), "--seeds", "2"]
-    with no_large_files(), pytest.raises(SystemExit) as caught:
-        program.main([*options, "--regularizers", *METHODS])
-    assert caught.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "File too large" in error
-    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
-
-
-def test_dry_run_shows_the_grid_and_what_is_done(runs, tmp_path, capsys):
-    work.work(runs[:2], ResultFolder(tmp_path), figures)
-    options = ["--output", str(tmp_path), "--seeds", "2", "--dry-run"]
-    capsys.readouterr()
-    program.main([*options, "--regularizers", *METHODS])
-    *lines, last = capsys.readouterr().out.splitlines()
-    states = ["ok    "] * 2 + ["to do "] * (len(runs) - 2)
-    assert lines == [f"{s} {r}" for s, r in zip(states, runs, strict=True)]
-    assert last == "10 runs, 8 to do"
-
-
-@pytest.mark.parametrize("option", ["--summarize", "--dry-run"])
-def test_looking_makes_no_folder(option, tmp_path):
-    with contextlib.suppress(SystemExit):
-        program.main(["--output", str(tmp_path / "mistyped"), option])
-    assert not list(tmp_path.iterdir())

@@ -1,6 +1,6 @@
-"""Writes weights and tokens as arrays, for `side_by_side.py`.
+"""Writes weights and tokens as arrays, for `python examples/side_by_side`.
 
-    python examples/study/arrays.py --output arrays --tasks rte cola
+    python examples/side_by_side/arrays.py --output arrays --tasks rte cola
 
 needs TensorFlow and takes a minute on a CPU. Training on them needs neither
 TensorFlow nor a tokenizer: the folder can be copied to a machine with a GPU.
@@ -9,6 +9,7 @@ occur in the tasks are kept.
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -49,9 +50,11 @@ class Options:
     output: str = option("arrays", "folder to write", required=True)
     tasks: tuple[str, ...] = option(
         "arrays",
-        f"tasks of {', '.join(_TASKS)} (default: %(default)s)",
+        f"of {', '.join(_TASKS)} (default: rte mrpc stsb cola sst2)",
         ("rte", "mrpc", "stsb", "cola", "sst2"),
         nargs="+",
+        choices=list(_TASKS),
+        metavar="TASK",
     )
     preset: str = option(
         "arrays",
@@ -113,12 +116,6 @@ class Arrays(NamedTuple):
 
 def write(options: Options) -> None:
     """Writes `encoder.npz`, `encoder.json` and a file for each task."""
-    unknown = [name for name in options.tasks if name not in _TASKS]
-    if unknown:
-        raise UserError(
-            f"`--tasks` must be of {', '.join(_TASKS)}, whose examples have "
-            f"one label each. Received: {' '.join(unknown)}"
-        )
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     loaded = {
@@ -128,40 +125,32 @@ def write(options: Options) -> None:
     from finetuning.classifiers import load_classifier
     from finetuning.tokens import tokenize
 
-    used = [np.zeros((1,), "uint16")]
-    arrays = {}
+    packed = {}
     for name, task_data in loaded.items():
-        classifier = load_classifier(
-            options.preset, 2, data.find_task(_TASKS[name]).sequence_length
-        )
-        for part in PARTS:
-            examples = getattr(task_data, part)
-            found = _pack(tokenize(classifier.preprocessor, examples))
-            arrays[name, part] = found
-            used.append(np.unique(found.tokens))
-    backbone = classifier.backbone
-    rows = np.unique(np.concatenate(used))
-    for name, task_data in loaded.items():
-        fields = {
-            f"{part}_{field}": value
+        length = data.find_task(_TASKS[name]).sequence_length
+        classifier = load_classifier(options.preset, 2, length)
+        packed[name] = [
+            _pack(tokenize(classifier.preprocessor, getattr(task_data, part)))
             for part in PARTS
-            for field, value in zip(
-                Examples._fields, arrays[name, part].renumber(rows), strict=True
-            )
+        ]
+    rows = _used_rows(itertools.chain(*packed.values()))
+    for name, parts in packed.items():
+        fields = {
+            f"{part}_{field}": values
+            for part, examples in zip(PARTS, parts, strict=True)
+            for field, values in examples.renumber(rows)._asdict().items()
         }
         np.savez_compressed(
             folder / f"{name}.npz",
-            classes=len(task_data.classes),
-            scores=np.array(task_data.scores),
+            classes=len(loaded[name].classes),
+            scores=np.array(loaded[name].scores),
             **fields,
         )
-    config = {name: getattr(backbone, name) for name in _CONFIG[:-1]}
-    vocabulary_size = backbone.get_config()["vocabulary_size"]
+    backbone = classifier.backbone
+    config = {name: backbone.get_config()[name] for name in _CONFIG}
     weights = [np.asarray(x).astype("float16") for x in backbone.weights]
-    table = _find_table(weights, vocabulary_size)
-    weights[table] = weights[table][rows]
+    _keep_rows(rows, config, weights)
     np.savez_compressed(folder / "encoder.npz", *weights)
-    config["vocabulary_size"] = len(rows)
     (folder / "encoder.json").write_text(json.dumps(config) + "\n")
 
 
@@ -175,11 +164,16 @@ def _pack(tokens):
     )
 
 
-def _find_table(weights, vocabulary_size):
-    """Place of the embedding table among the weights."""
-    return next(
-        i for i, x in enumerate(weights) if x.shape[0] == vocabulary_size
-    )
+def _used_rows(parts):
+    return np.unique(np.concatenate([np.unique(part.tokens) for part in parts]))
+
+
+def _keep_rows(rows, config, weights):
+    """Leaves only these rows in the embedding table."""
+    size = config["vocabulary_size"]
+    table = next(i for i, x in enumerate(weights) if len(x) == size)
+    weights[table] = weights[table][rows]
+    config["vocabulary_size"] = len(rows)
 
 
 def load(folder: str, task: str) -> Arrays:
@@ -190,14 +184,8 @@ def load(folder: str, task: str) -> Arrays:
         task: Name of the task.
 
     Raises:
-        UserError: If the folder lacks it or its validation part, or it can
-            have none.
+        UserError: If the folder lacks it.
     """
-    if task in data.TASKS and task not in _TASKS.values():
-        raise UserError(
-            f"{task} can have no arrays, which hold one label for each "
-            f"example. Tasks are {', '.join(_TASKS)}"
-        )
     path = Path(folder)
     try:
         config = json.loads((path / "encoder.json").read_text())
@@ -208,22 +196,14 @@ def load(folder: str, task: str) -> Arrays:
     except OSError as error:
         raise UserError(
             f"cannot read the arrays of {task} in {folder}: {error}. Write "
-            "them with `python examples/study/arrays.py`"
+            "them with `python examples/side_by_side/arrays.py`"
         ) from error
-    if "validation_tokens" not in fields:
-        raise UserError(
-            f"the arrays of {task} in {folder} are of an older version, which "
-            "trained on the validation part. Write them anew with `python "
-            "examples/study/arrays.py`"
-        )
     parts = [
         Examples(*(fields[f"{part}_{name}"] for name in Examples._fields))
         for part in PARTS
     ]
-    rows = np.unique(np.concatenate([np.unique(part.tokens) for part in parts]))
-    table = _find_table(weights, config["vocabulary_size"])
-    weights[table] = weights[table][rows]
-    config["vocabulary_size"] = len(rows)
+    rows = _used_rows(parts)
+    _keep_rows(rows, config, weights)
     return Arrays(
         config,
         weights,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from finetuning.command_line import UserError
 from scipy import stats
-from study import side_by_side_summary
-from study.lane_methods import parse_method
+from side_by_side import summary
+from side_by_side.methods import parse_method
 
 
 def _line(method, seed, score, test=(0.2, 0.2, 0.3), **options):
@@ -43,7 +43,7 @@ def test_table_pairs_runs_by_seed(tmp_path):
     lines[-1]["method"] = "target:0.75x,strength=1,error=running"
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    *_, none, target = side_by_side_summary.write(str(path)).splitlines()
+    *_, none, target = summary.write(str(path)).splitlines()
     assert none.startswith("| none | 3 |")
     cells = [cell.strip() for cell in target.strip("|").split("|")]
     # Differences are -0.01 and -0.03: t = -0.02 / 0.01 with one degree of
@@ -69,7 +69,7 @@ def test_p_is_corrected_over_all_tests_of_the_file():
         for name, score in scores.items()
         for seed in range(3)
     ]
-    table = side_by_side_summary.markdown(runs)
+    table = summary.markdown(runs)
     # Differences are -0.1, -0.099 and -0.098: t = 99 sqrt(3), and Holm's p of
     # the smaller of two is twice its own.
     p = 2 * stats.t.sf(99 * np.sqrt(3), df=2)
@@ -98,7 +98,7 @@ def _held_out():
 
 
 def test_validation_chooses_and_the_test_part_judges():
-    table = side_by_side_summary.markdown(_held_out()).splitlines()
+    table = summary.markdown(_held_out()).splitlines()
     # Scores are 0.51, 0.62 and 0.73, differences 0.01, 0.02 and 0.03 with
     # t = 2 sqrt(3). With two degrees of freedom, p = 1 - t / sqrt(t**2 + 2).
     half = stats.t.ppf(0.975, 2) * 0.01 / np.sqrt(3)
@@ -119,7 +119,7 @@ def test_choice_is_corrected_over_tasks():
     runs += [run | {"task": "mrpc"} for run in runs]
     rows = [
         line.split(" | ")[-2:]
-        for line in side_by_side_summary.markdown(runs).splitlines()
+        for line in summary.markdown(runs).splitlines()
         if "| I-STAR |" in line
     ]
     p = 1 - np.sqrt(12 / 14)
@@ -133,9 +133,9 @@ def test_trainings_on_the_validation_part_are_apart():
         for name in ("none", "istar:-1")
         for seed in range(3)
     ]
-    assert "Chosen" not in side_by_side_summary.markdown(older)
-    apart = side_by_side_summary.markdown(_held_out())
-    both = side_by_side_summary.markdown(older + _held_out())
+    assert "Chosen" not in summary.markdown(older)
+    apart = summary.markdown(_held_out())
+    both = summary.markdown(older + _held_out())
     choice = apart[apart.index("**Chosen") : apart.index("**rte")]
     assert choice in both
     table = apart[apart.index("**rte, validation part held out**") :]
@@ -143,8 +143,7 @@ def test_trainings_on_the_validation_part_are_apart():
     assert "**rte**, 550 steps" in both
     assert both.count("| none | 3 | 0.900 ± 0.000 |") == 1
     titles = [
-        axis.get_title()
-        for axis in side_by_side_summary.draw(older + _held_out()).axes
+        axis.get_title() for axis in summary.draw(older + _held_out()).axes
     ]
     assert titles == [
         "RTE, accuracy",
@@ -159,7 +158,7 @@ def test_a_failed_run_is_not_chosen():
             run |= {"score": None, "validation": None}
         if run["method"] == "istar:target=0.75x" and run["seed"] == 1:
             run |= {"score": None}
-    table = side_by_side_summary.markdown(runs)
+    table = summary.markdown(runs)
     # The scores of istar:-1 in all seeds but the last of the target.
     mean = (0.99 + 0.99 + 0.73) / 3
     assert f"| istar:-1 (3) | 3 | {mean:.3f} " in table
@@ -171,7 +170,7 @@ def test_figure_shows_every_method():
         _line("istar:-1", 0, 0.47, [0.1, 0.1, 0.05]),
         _line("istar:target=0.75x", 0, 0.30, [0.15, 0.1, 0.05]),
     ]
-    axis, *_ = side_by_side_summary.draw(runs).axes
+    axis, *_ = summary.draw(runs).axes
     drawn = [line.get_xydata().ravel() for line in axis.lines]
     points = [xy for xy in drawn if len(xy) == 2]
     expected = [[0.2, 0.0], [0.1, -3.0], [0.15, -8.0]]  # At the edge: -20.
@@ -181,7 +180,7 @@ def test_figure_shows_every_method():
 def test_table_needs_results(tmp_path):
     path = tmp_path / "results.jsonl"
     with pytest.raises(UserError, match="cannot read"):
-        side_by_side_summary.write(str(path))
+        summary.write(str(path))
     path.write_text("")
     with pytest.raises(UserError, match="no results"):
-        side_by_side_summary.write(str(path))
+        summary.write(str(path))

@@ -3,9 +3,9 @@
 import argparse
 
 import pytest
+from side_by_side.methods import Method
+from side_by_side.methods import parse_method
 from study import grid
-from study.lane_methods import Method
-from study.lane_methods import parse_method
 
 
 @pytest.mark.parametrize(

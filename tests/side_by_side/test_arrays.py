@@ -5,7 +5,7 @@ import pytest
 from finetuning.command_line import UserError
 from finetuning.data import Examples
 from finetuning.data import TextData
-from study import arrays
+from side_by_side import arrays
 
 _TEXTS = {
     "train": ["good film", "bad film", "a very good film"],
@@ -45,9 +45,14 @@ def test_parts_stay_apart(folder):
     assert any(len(weights) == 10 for weights in loaded.weights)
 
 
-def test_arrays_without_a_validation_part_are_refused(folder):
-    with np.load(folder / "cola.npz") as file:
-        fields = {k: file[k] for k in file.files if "validation" not in k}
-    np.savez(folder / "cola.npz", **fields)
-    with pytest.raises(UserError, match="older version.* Write them anew"):
-        arrays.load(str(folder), "cola")
+def test_arrays_are_for_labels(tmp_path, capsys):
+    output = tmp_path / "arrays"
+    with pytest.raises(SystemExit):
+        arrays.main(["--output", str(output), "--tasks", "rte", "squad"])
+    assert "invalid choice: 'squad'" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_missing_arrays_are_named(folder):
+    with pytest.raises(UserError, match="arrays of mrpc in .* Write them with"):
+        arrays.load(str(folder), "mrpc")

@@ -1,9 +1,9 @@
 """Fine-tunes an encoder many times side by side on one GPU, in JAX.
 
-    python examples/study/arrays.py --output arrays --tasks rte cola
-    python examples/study/side_by_side.py --arrays arrays --tasks rte cola \
+    python examples/side_by_side/arrays.py --output arrays --tasks rte cola
+    python examples/side_by_side --arrays arrays --tasks rte cola \
         --output results.jsonl
-    python examples/study/side_by_side.py --output results.jsonl --summarize
+    python examples/side_by_side --output results.jsonl --summarize
 
 The first command needs TensorFlow and a CPU, the second only JAX and a GPU. All
 runs of a task are lanes of one `jax.vmap`: they share compiled code and differ
@@ -17,10 +17,8 @@ each seed that all methods have, and judges them on the test part.
 
 import dataclasses
 import json
-import math
 import os
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -30,10 +28,10 @@ from finetuning.command_line import Parser  # noqa: E402
 from finetuning.command_line import UserError  # noqa: E402
 from finetuning.command_line import option  # noqa: E402
 
-from study import lane_methods  # noqa: E402
-from study.lane_methods import Method  # noqa: E402
-from study.lane_methods import Run  # noqa: E402
-from study.lane_methods import parse_method  # noqa: E402
+from side_by_side import methods  # noqa: E402
+from side_by_side.methods import Method  # noqa: E402
+from side_by_side.methods import Run  # noqa: E402
+from side_by_side.methods import parse_method  # noqa: E402
 
 _METHODS = """
 none,seeds=5
@@ -101,22 +99,9 @@ class Options:
         28,
         type=command_line.positive_int,
     )
-    seconds: float = option(
-        "runs",
-        "begin no runs that would not end within this time, and give up those "
-        "that do not (default: %(default)s)",
-        math.inf,
-        type=command_line.positive_real,
-    )
     steps: int | None = option(
         "runs",
         "training steps (default: by the task)",
-        type=command_line.positive_int,
-    )
-    log_every: int = option(
-        "runs",
-        "steps whose mean scores are logged (default: %(default)s)",
-        50,
         type=command_line.positive_int,
     )
     dtype_policy: str = option(
@@ -129,17 +114,16 @@ class Options:
 def run(options: Options) -> None:
     """Does the runs, or shows the table of those that were done."""
     if options.summarize:
-        from study import side_by_side_summary
+        from side_by_side import summary
 
-        print(side_by_side_summary.write(options.output))
+        print(summary.write(options.output))
         return
-    start = time.monotonic()
     if not options.tasks:
         raise UserError("`--tasks` must name a task. Received: none")
     # They need a backend, which is chosen by now.
     import keras
 
-    from study.lane_experiment import Experiment
+    from side_by_side.experiment import Experiment
 
     keras.config.set_dtype_policy(options.dtype_policy)
     # It has no dropout of attention, which training needs.
@@ -150,10 +134,10 @@ def run(options: Options) -> None:
         for seed in range(method.seeds)
     ]
     for task in options.tasks:
-        if time.monotonic() - start > options.seconds:
-            print(f"{task}: no time left", flush=True)
-            return
-        for lines in Experiment(task, runs, options, start).execute():
+        experiment = Experiment(
+            task, runs, options.arrays, options.side_by_side, options.steps
+        )
+        for lines in experiment.execute():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             with open(options.output, "a", encoding="utf-8") as file:
                 file.write(text)
@@ -161,8 +145,8 @@ def run(options: Options) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Runs the program; a user error ends it with one line, exit code 2."""
-    text = f"{__doc__}\n{lane_methods.__doc__}"
-    Parser("side_by_side.py", text, Options).run(run, argv)
+    text = f"{__doc__}\n{methods.__doc__}"
+    Parser("side_by_side", text, Options).run(run, argv)
 
 
 if __name__ == "__main__":

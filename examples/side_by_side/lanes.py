@@ -16,8 +16,7 @@ import numpy as np
 from finetuning.optimizers import adam
 
 from keras_istar import isoscore_from_covariance
-from keras_istar._src.score import moments
-from study.lane_methods import Method
+from side_by_side.methods import Method
 
 BATCH_SIZE = 32
 SHRINKAGE = 0.2  # The paper's ζ.
@@ -82,13 +81,13 @@ class Trainer:
         self.optimizer = adam(learning_rate, steps)
         self.optimizer.build(self.model.trainable_variables)
         self.loss = functools.partial(task_loss, data.classes == 0)
-        self.num_clouds = len(_CLOUDS) + data.config["num_layers"]
+        num_clouds = len(_CLOUDS) + data.config["num_layers"]
         dim = data.config["hidden_dim"]
         self.start = State(
             _arrays(self.model.trainable_variables),
             _arrays(self.model.non_trainable_variables),
             _arrays(self.optimizer.variables),
-            np.zeros((self.num_clouds, dim, dim), "float32"),
+            np.zeros((num_clouds, dim, dim), "float32"),
         )
 
     def state(self, seeds: list[int], heads: list | None = None) -> State:
@@ -110,6 +109,10 @@ class Trainer:
                 x = np.stack([[7919 * (s + 1) + i, 0] for s in seeds])
                 state.others[i] = jnp.asarray(x, "uint32")
         return state
+
+    def keep_covariances(self, covariances: Any) -> None:
+        """Lets Σ_S of each cloud start at these."""
+        self.start = self.start._replace(covariances=np.asarray(covariances))
 
     def train(self, state: State, lanes: Lane, batches: Any) -> Any:
         """Some steps of all lanes: the new state, and the logs of each step.
@@ -145,32 +148,28 @@ class Trainer:
             trainable, others, inputs, training=True
         )
         *states, _, logits = outputs
-        batch, _ = cloud_covariances(states, mask, train=True)
-        shrunk = moments.shrink(batch, covariances, SHRINKAGE)
+        batch, _ = cloud_covariances(states, mask)
         score = jax.vmap(isoscore_from_covariance)
-        scores = score(shrunk)
+        scores = score((1.0 - SHRINKAGE) * batch + SHRINKAGE * covariances)
         covariances = lane.momentum * covariances + (
             1.0 - lane.momentum
         ) * jax.lax.stop_gradient(batch)
         running_scores = score(covariances)
-        penalty, _ = added_term(lane, step, scores, running_scores)
+        penalty = added_term(lane, step, scores, running_scores)
         loss = self.loss(logits, examples.labels)
         logs = Logs(loss, scores, running_scores)
         return loss + penalty, (others, covariances, logs)
 
     def observe(
-        self, training: bool, state: State, place: Any, examples: Any
+        self, training: bool, lane: State, examples: Any
     ) -> Observation:
-        """Observes the model of the lane in a place."""
+        """Observes the model of one lane."""
         inputs, mask = model_inputs(examples)
         outputs, _ = self.model.stateless_call(
-            [x[place] for x in state.trainable],
-            [x[place] for x in state.others],
-            inputs,
-            training=training,
+            lane.trainable, lane.others, inputs, training=training
         )
         *states, pooled, logits = outputs
-        covariances, share = cloud_covariances(states, mask, train=False)
+        covariances, share = cloud_covariances(states, mask)
         pooled = pooled.astype("float32")
         return Observation(pooled, logits, covariances, share)
 
@@ -324,9 +323,7 @@ def make_lane(
     )
 
 
-def added_term(
-    lane: Lane, step: Any, scores: Any, running_scores: Any
-) -> tuple[Any, Any]:
+def added_term(lane: Lane, step: Any, scores: Any, running_scores: Any) -> Any:
     """A term with the gradient of what a method adds to the loss.
 
     The gradient of strength * error**2 is that of the score times a factor,
@@ -337,9 +334,6 @@ def added_term(
         step: Number of the step.
         scores: Those of the batch, of each cloud.
         running_scores: Those of the moving average of covariances.
-
-    Returns:
-        The term, and the factor.
     """
     held = jnp.where(lane.uses_running > 0, running_scores, scores)
     held = lane.scale * held
@@ -353,29 +347,46 @@ def added_term(
     slope = lane.weights * jnp.where(
         lane.is_plain > 0, -lane.strength, 2.0 * lane.strength * error
     )
-    return jnp.sum(jax.lax.stop_gradient(slope) * scores), jnp.sum(slope)
+    return jnp.sum(jax.lax.stop_gradient(slope) * scores)
 
 
-def cloud_covariances(states: list, mask: Any, train: bool) -> tuple[Any, Any]:
+def cloud_covariances(states: list, mask: Any) -> tuple[Any, Any]:
     """Covariances of all clouds, and the share of variance between layers.
+
+    With m_k the mean of layer k, m that of all, S_k the scatter of layer k
+    about m_k, and n tokens in each layer, the scatter of the union is
+
+        sum_k S_k + n sum_k (m_k - m) (m_k - m)^T.
 
     Args:
         states: Hidden states of the layers.
         mask: Of their tokens.
-        train: Whether gradients will be taken.
 
     Returns:
         Covariances `(clouds, dim, dim)` of the union, of the union with the
         mean of each layer removed, and of each layer; and the part of the
         variance of the union that lies between the means of layers.
     """
-    parts = [moments.token_moments(x, mask, train=train) for x in states]
-    union = moments.combine(parts)
-    within = sum(part.scatter for part in parts)
-    centered = union._replace(scatter=within)
-    clouds = [moments.covariance(x) for x in (union, centered, *parts)]
-    share = 1.0 - jnp.trace(within) / jnp.trace(union.scatter)
-    return jnp.stack(clouds), share
+    count = jnp.sum(mask)
+    means, scatters = [], []
+    for state in states:
+        wide = jnp.where(mask[..., None], state.astype("float32"), 0.0)
+        mean = jnp.sum(wide, axis=(0, 1)) / count
+        means.append(mean)
+        scatters.append(_scatter(jnp.where(mask[..., None], wide - mean, 0.0)))
+    spread = jnp.stack(means) - sum(means) / len(means)
+    within = sum(scatters)
+    union = within + count * _scatter(spread)
+    unions = jnp.stack([union, within]) / (len(states) * count - 1)
+    share = 1.0 - jnp.trace(within) / jnp.trace(union)
+    layers = jnp.stack(scatters) / (count - 1)
+    return jnp.concatenate([unions, layers]), share
+
+
+def _scatter(deviations):
+    """Sum of outer products, about in the precision of float32."""
+    flat = deviations.reshape(-1, deviations.shape[-1])
+    return jnp.matmul(flat.T, flat, precision="high")
 
 
 def cloud_weights(of: str, num_clouds: int) -> Any:

@@ -1,6 +1,5 @@
-"""The runs of `side_by_side.py` as a table and a figure, beside their file."""
+"""The runs as a table and a figure, beside the file of their lines."""
 
-import io
 import json
 import math
 from pathlib import Path
@@ -9,26 +8,16 @@ from typing import Any
 import pandas as pd
 from finetuning.command_line import UserError
 from matplotlib.figure import Figure
-
+from matplotlib.lines import Line2D
 from study import comparison
-from study.lane_methods import Method
-from study.result_folder import replace_file
 from study.summary import choice_table
 from study.summary import markdown_table
+from study.summary import score_cell
+from study.summary import write_files
+
+from side_by_side.methods import Method
 
 _BASELINE = "none"
-_HEADINGS = (
-    "method",
-    "seeds",
-    "score",
-    "difference (p)",
-    "target",
-    "held, in training",
-    "on test part",
-    "union, test",
-    "last layer, test",
-    "between layers",
-)
 _NOT_LAYERS = 2  # The union, and that with the mean of each layer removed.
 _PANELS = {
     "cola": "CoLA, Matthews",
@@ -45,43 +34,21 @@ _KINDS = {
     "plain strength": ("C1", "^", 4),
 }
 _DEFAULT = "istar:target=0.75x,strength=1"
-# What lost more points is drawn at the edge.
-_LOWEST = -8.0
+_LOWEST = -8.0  # What lost more points is drawn at the edge.
 _MILLIMETERS = 25.4
 
 
 def write(path: str) -> str:
-    """Writes `summary.md` and `score_by_isotropy.png` beside the results.
-
-    Args:
-        path: The file of results.
-
-    Returns:
-        The Markdown.
-
-    Raises:
-        UserError: If there is no such file, nothing in it, or the summary
-            cannot be written.
-    """
+    """Writes summary and figure beside the results; returns the Markdown."""
     runs = read(path)
     text = markdown(runs)
-    picture = io.BytesIO()
-    draw(runs).savefig(picture, format="png", dpi=130)
-    folder = Path(path).parent
-    try:
-        replace_file(folder / "score_by_isotropy.png", picture.getvalue())
-        replace_file(folder / "summary.md", f"{text}\n".encode())
-    except OSError as error:
-        raise UserError(f"cannot write the summary: {error}") from error
+    figures = {"score_by_isotropy": draw(runs)}
+    write_files(Path(path).parent, f"{text}\n", figures)
     return text
 
 
 def read(path: str) -> list[dict[str, Any]]:
-    """The lines of a file of results; methods are spelled as they are now.
-
-    Raises:
-        UserError: If there is no such file, or nothing in it.
-    """
+    """The lines of a file of results; methods are spelled as they are now."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -96,13 +63,12 @@ def read(path: str) -> list[dict[str, Any]]:
 
 
 def run_table(runs: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row for each run, for `comparison.compare`, and what a table shows.
+    """One row for each run, for `comparison`, and what a table shows.
 
     `isoscore` is that of the union on the test part. `target`, `training` and
     `test` are scores of the clouds that the method holds; for layers, their
-    means.
-    `validation` is NaN where no part was held out for it, and below that of
-    any other run where training has failed.
+    means. `validation` is NaN where no part was held out for it, and below that
+    of any other run where training has failed.
     """
     return pd.DataFrame(
         {
@@ -113,7 +79,7 @@ def run_table(runs: list[dict[str, Any]]) -> pd.DataFrame:
             "validation": _validation(run),
             "score": run["score"],
             "isoscore": run["end"]["test"]["union"],
-            "dimension": float("nan"),
+            "dimension": math.nan,
             "target": _target(run),
             "training": _held(run, run["end"]["running"]),
             "test": _held(run, run["end"]["test"]),
@@ -150,7 +116,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         means.reset_index(), on=["setting", "method"]
     )
     pieces = [
-        "By `python examples/study/side_by_side.py --output results.jsonl "
+        "By `python examples/side_by_side --output results.jsonl "
         "--summarize`. Differences are paired by seed, to `none`; Holm's p is "
         "over all tests of the file, and shown where it is below 0.05.",
         *choice_table(table, "step"),
@@ -159,37 +125,34 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         first = next(run for run in runs if _setting(run) == name)
         start = first["start"]
         pieces += [
-            "",
-            f"**{name}**, {first['steps']} steps; IsoScore of the union at "
+            f"\n**{name}**, {first['steps']} steps; IsoScore of the union at "
             f"the start: {start['dropout']['union']:.3f} with dropout, "
             f"{start['train']['union']:.3f} without, "
             f"{start['test']['union']:.3f} on the test part; "
             f"{first['share_between_layers']['start']:.0%} of the variance "
-            "between layers.",
-            "",
-            *markdown_table(_HEADINGS, map(_cells, group.itertuples())),
+            "between layers.\n",
+            *markdown_table(map(_cells, group.itertuples())),
         ]
-    return "\n".join(pieces).strip()
+    return "\n".join(pieces)
 
 
 def _cells(row):
-    spread = "" if pd.isna(row.deviation) else f" ± {row.deviation:.3f}"
     difference = "" if pd.isna(row.difference) else f"{row.difference:+.3f}"
     if not pd.isna(row.p):
         holm = f", Holm {row.p_holm:.3f}" if row.p_holm < 0.05 else ""
         difference += f" ({row.p:.3f}{holm})"
-    return (
-        row.method,
-        str(row.seeds),
-        f"{row.score:.3f}{spread}",
-        difference,
-        row.target,
-        f"{row.training:.3f}",
-        f"{row.test:.3f}",
-        f"{row.isoscore:.3f}",
-        f"{row.last_layer:.3f}",
-        f"{row.between_layers:.0%}",
-    )
+    return {
+        "method": row.method,
+        "seeds": str(row.seeds),
+        "score": score_cell(row),
+        "difference (p)": difference,
+        "target": row.target,
+        "held, in training": f"{row.training:.3f}",
+        "on test part": f"{row.test:.3f}",
+        "union, test": f"{row.isoscore:.3f}",
+        "last layer, test": f"{row.last_layer:.3f}",
+        "between layers": f"{row.between_layers:.0%}",
+    }
 
 
 def _held(run, scores):
@@ -220,9 +183,8 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
     """
     rows = comparison.compare(run_table(runs))
     groups = list(rows.groupby("setting", sort=False))
-    figure = Figure(
-        figsize=(180 / _MILLIMETERS, 62 / _MILLIMETERS), layout="constrained"
-    )
+    size = 180 / _MILLIMETERS, 62 / _MILLIMETERS
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
     axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axis, (name, group) in zip(axes, groups, strict=True):
         axis.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
@@ -238,12 +200,11 @@ def draw(runs: list[dict[str, Any]]) -> Figure:
     axes[0].set_ylabel("points against no regularizer", fontsize=7)
     figure.supxlabel("IsoScore of all layers after training", fontsize=7)
     handles = [
-        axes[0].plot([], [], color=color, marker=marker, linestyle="")[0]
-        for color, marker, _ in _KINDS.values()
+        Line2D([], [], color=color, marker=marker, linestyle="", label=kind)
+        for kind, (color, marker, _) in _KINDS.items()
     ]
     figure.legend(
-        handles,
-        list(_KINDS),
+        handles=handles,
         loc="outside upper center",
         ncols=len(handles),
         fontsize=7,

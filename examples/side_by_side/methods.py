@@ -13,11 +13,11 @@ the target moves from the start to its value.
 
 import argparse
 import dataclasses
+from typing import Any
 from typing import NamedTuple
 
 from finetuning import command_line
 from finetuning.settings import TARGET_DEFAULTS
-
 from study import grid
 
 
@@ -50,31 +50,29 @@ class Method:
     seeds: int = 1
 
     def __str__(self):
-        names: tuple[str, ...] = ("momentum",)
-        if self.low is None:
-            if not self.strength:
-                return "none"
-            words = [f"{self.strength:g}"]
-        else:
-            bounds = (self.low, self.high)
-            target = self.low if self.low == self.high else bounds
-            words = [f"target={grid.spell_target(target, self.is_relative)}"]
+        others = ["momentum"]
+        options: dict[str, Any] = {"strength": self.strength}
+        if self.low is not None:
+            target = (self.low, self.high) if self.low < self.high else self.low
+            options = {"target": grid.spell_target(target, self.is_relative)}
             if self.strength != _HELD.strength:
-                words.append(f"strength={self.strength:g}")
-            names = ("error", "at", "ramp", "momentum")
-        words += [flag for flag, of in _FLAGS.items() if of == self.of]
-        words += [
-            f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
-            for name in names
-            if (value := getattr(self, name)) != getattr(_HELD, name)
-        ]
-        return f"istar:{','.join(words)}"
+                options["strength"] = self.strength
+            others = ["error", "at", "ramp", "momentum"]
+        elif not self.strength:
+            return "none"
+        options |= {flag: True for flag, of in _FLAGS.items() if of == self.of}
+        for name in others:
+            if (value := getattr(self, name)) != getattr(_HELD, name):
+                options[name] = value
+        return grid.spell_options("istar", options)
 
 
 _HELD = Method(TARGET_DEFAULTS["strength"])
 # Clouds that a method acts on, by its option.
 _FLAGS = {"per_layer": "layers", "centered": "centered"}
+_SEEDS = {"seeds": command_line.positive_int}
 _OPTIONS = {
+    **_SEEDS,
     "target": grid.parse_target,
     "strength": command_line.real,
     **dict.fromkeys(_FLAGS, grid.flag),
@@ -91,15 +89,8 @@ def parse_method(text: str) -> Method:
     Raises:
         argparse.ArgumentTypeError: If the text is not a method.
     """
-    regularizer, *words = text.replace(":", ",", 1).split(",")
-    if regularizer not in ("none", "istar"):
-        raise argparse.ArgumentTypeError(
-            f"must be none or istar:STRENGTH. Received: {text!r}"
-        )
-    known = {"seeds": command_line.positive_int}
-    if regularizer == "istar":
-        known |= _OPTIONS
-    options = grid.parse_options(regularizer, words, known)
+    known = {"none": _SEEDS, "istar": _OPTIONS}
+    _, options = grid.parse_options(text, known)
     flags = [name for name in _FLAGS if options.pop(name, False)]
     if len(flags) > 1:
         raise argparse.ArgumentTypeError(

@@ -9,8 +9,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from study import side_by_side
-from study import side_by_side_summary
+from side_by_side import __main__ as program
+from side_by_side import summary
 
 
 def _write_arrays(folder, rng):
@@ -54,9 +54,9 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
     _write_arrays(tmp_path, rng)
     output = tmp_path / "results.jsonl"
     command = [
-        *(sys.executable, side_by_side.__file__),
+        *(sys.executable, Path(program.__file__).parent),
         *("--arrays", tmp_path, "--output", output, "--tasks", "toy"),
-        *("--steps", "40", "--log-every", "20", "--side-by-side", "3"),
+        *("--steps", "60", "--side-by-side", "3"),
         *("--dtype-policy", "float32", "--methods", "none,seeds=2"),
         *("istar:target=0.5x,strength=1000", "istar:-100"),
     ]
@@ -81,25 +81,25 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
     goal = 0.5 * lines[0]["start"]["dropout"]["union"]
     assert abs(target - goal) < abs(none - goal)
     assert plain < none
-    table = side_by_side_summary.write(str(output))
-    assert "**toy, validation part held out**, 40 steps" in table
+    table = summary.write(str(output))
+    assert "**toy, validation part held out**, 60 steps" in table
     assert "| I-STAR | 2 |" in table
 
 
 def test_help_says_how_methods_are_written(capsys):
     with pytest.raises(SystemExit):
-        side_by_side.main(["--help"])
+        program.main(["--help"])
     assert "`istar:target=0.3,strength=100`" in capsys.readouterr().out
 
 
 def test_import_leaves_the_backend_alone():
     """Nor does it need one: what it imports is for the summary too."""
     code = (
-        "import os, sys; import study.side_by_side, study.lane_methods; "
+        "import os, sys; import side_by_side.__main__, side_by_side.summary; "
         "assert 'KERAS_BACKEND' not in os.environ; "
         "assert not {'keras', 'jax', 'tensorflow'} & set(sys.modules)"
     )
     environment = {k: x for k, x in os.environ.items() if k != "KERAS_BACKEND"}
-    folder = str(Path(side_by_side.__file__).parents[1])
+    folder = str(Path(program.__file__).parents[1])
     environment["PYTHONPATH"] = folder
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)

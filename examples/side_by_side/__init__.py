@@ -1,0 +1,1 @@
+"""Runs of one task that train side by side on one GPU, in JAX."""
