@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,7 @@ _MARKERS = "osD^vP*X"
 _MOST_TICKS = 5
 _MOST_COLUMNS = 3
 _PANEL = 3.6  # Inches.
+_MOST_LETTERS = 36  # In a line above a panel.
 _MOST_LINES = 7  # More are drawn side by side: none hides another.
 _OFFSET = 0.06  # Of such lines, in epochs or layers.
 
@@ -72,7 +74,7 @@ def _draw_panels(panels, draw_panel, styles):
             continue
         for name, seeds in panels[title].items():
             draw_panel(axis, np.array(seeds, "float64"), name, styles)
-        axis.set_title(title)
+        axis.set_title(textwrap.fill(title, _MOST_LETTERS))
         axis.spines[["top", "right"]].set_visible(False)
         lines, labels = axis.get_legend_handles_labels()
         handles.update(zip(labels, lines, strict=True))

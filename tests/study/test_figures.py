@@ -101,3 +101,15 @@ def test_figures_of_first_tokens_and_means_need_lines_that_have_them():
     (legend,) = drawn["mean_activation"].legends
     named = [text.get_text() for text in legend.get_texts()]
     assert named == ["none", "cosreg:1"]
+
+
+def test_titles_of_many_settings_do_not_run_into_each_other():
+    records = [*make_records(1, ["none"]).values()] * 2
+    other = {"learning_rate": 1e-5, "optimizer": "adamw", "batch_size": 64}
+    run = records[1]["run"]
+    recipe = {**run["recipe"], **other}
+    records[1] = {**records[1], "run": {**run, "recipe": recipe}}
+    for axis in figures.draw(records)["score_by_isotropy"].axes:
+        lines = axis.get_title().splitlines()
+        assert len(lines) > 1
+        assert max(map(len, lines)) <= 36
