@@ -354,3 +354,29 @@ def test_layer_called_by_hand_says_so_and_names_schedules(rng):
         "shrinkage=0.25\n"
         "called by hand on layer_0, layer_1, dim=5"
     )
+
+
+def test_covariances_of_layers_are_one_for_each(rng):
+    layer = keras_istar.IStarRegularization(1.0, per_layer=True)
+    layer(_states(rng, count=2))
+    layer.set_shrinkage_covariance(np.stack([np.eye(5)] * 2))
+    with pytest.raises(ValueError) as error:
+        layer.set_shrinkage_covariance(2.0 * np.eye(5))
+    assert str(error.value) == (
+        "`value` must have shape (2, 5, 5). Received: value.shape=(5, 5)"
+    )
+    np.testing.assert_array_equal(
+        layer.shrinkage_covariance, np.stack([np.eye(5)] * 2)
+    )
+
+
+def test_targets_of_layers_need_a_cloud_for_each(rng):
+    layer = keras_istar.IStarRegularization(target=0.3)
+    layer(_states(rng, count=2))
+    with pytest.raises(ValueError) as error:
+        layer.target = [0.3, 0.1]
+    assert str(error.value) == (
+        "`target` must be a number or a pair for a layer of one cloud. "
+        "Received: target=[0.3, 0.1]"
+    )
+    assert layer.target == 0.3
