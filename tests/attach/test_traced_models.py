@@ -104,6 +104,22 @@ def test_within_fit(data, hook):
         assert np.isfinite(logs["loss"]).all()
 
 
+def test_callback_rests_once_its_layer_is_detached(data):
+    _, model = make_functional()
+    keras_istar.attach(model, "encoder/block", strength=1000.0)
+    model.compile("sgd", "mse")
+
+    class Detach(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                keras_istar.detach(self.model)
+
+    callback = keras_istar.IStarCallback(data[0], verbose=0)
+    logs = fit(model, data, epochs=3, callbacks=[callback, Detach()])
+    assert len(logs["isoscore_union"]) == 1
+    assert not is_penalized(logs)
+
+
 def test_evaluate_and_predict_go_on(data):
     _, model = make_functional()
     model.compile("sgd", "mse")

@@ -185,17 +185,25 @@ class IStarCallback(IsotropyMonitor):
         if isinstance(self.update_freq, int) and (
             self._first_batch // self.update_freq
             != (batch + 1) // self.update_freq
+            and not self._is_detached()
         ):
             self._run_pass()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if self.update_freq != "start":
+        if self.update_freq != "start" and not self._is_detached():
             super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: Logs = None) -> None:
         super().on_train_end(logs)
         if self._has_hooked:
             train_steps.unhook(self.model)
+
+    def _is_detached(self):
+        """Whether a watched layer was detached since training began."""
+        return any(
+            layer.attachment is not None and not keras_private.is_in_use(layer)
+            for layer in self._watched
+        )
 
     def _run_pass(self):
         """Runs a pass, and sets Σ_S of every layer."""

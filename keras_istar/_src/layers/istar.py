@@ -278,7 +278,8 @@ class IStarRegularization(HiddenStateRegularization):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _FIXED and getattr(self, "built", False):
+        is_fixed = name in _FIXED and getattr(self, "built", False)
+        if is_fixed and value != getattr(self, name):
             raise AttributeError(
                 f"`{name}` cannot change once the layer is built. Make a new "
                 f"layer: `detach(model)`, and attach with `{name}`. "
