@@ -348,6 +348,9 @@ def test_wrong_settings_leave_the_model_as_it_was(settings):
 
 def test_name_of_a_block_in_the_logs():
     with pytest.raises(ValueError) as error:
+        keras_istar.attach(_model(), "layer_7", strength=-1.0)
+    assert "is the index" not in str(error.value)
+    with pytest.raises(ValueError) as error:
         keras_istar.attach(_model(), "layer_1", strength=-1.0)
     assert "that logs call 'layer_1' is the index 1, a number." in str(
         error.value

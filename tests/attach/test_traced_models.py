@@ -171,7 +171,12 @@ def test_sequential_model_keeps_its_layers(data):
     )
     keras_istar.attach(model, "block", strength=1000.0)
     keras_istar.measure(model, data[0], "block", verbose=0)
-    for change in (lambda: model.add(keras.layers.Dense(1)), model.pop):
+    changes = (
+        lambda: model.add(keras.layers.Dense(1)),
+        lambda: model.pop(),
+        lambda: model.build((None, 6, 4)),
+    )
+    for change in changes:
         with pytest.raises(ValueError) as error:
             change()
         assert str(error.value) == (
@@ -184,3 +189,77 @@ def test_sequential_model_keeps_its_layers(data):
     keras_istar.attach(model, "block", strength=1000.0)
     model.compile("sgd", "mse")
     assert is_penalized(fit(model, data))
+
+
+def test_sequential_model_keeps_its_layers_with_a_normalization(rng):
+    layers = [keras.Input((16,)), keras.layers.Dense(16), keras.layers.Dense(3)]
+    model = keras.Sequential(layers)
+    normalization = keras_istar.IsotropicBatchNormalization()
+    keras_istar.attach_regularizer(model, normalization)
+    with pytest.raises(ValueError, match="cannot gain or lose layers"):
+        model.add(keras.layers.Dense(1))
+    keras_istar.detach(model)
+    model.add(keras.layers.Dense(1))
+    assert model.output_shape == (None, 1)
+
+
+def test_predict_and_evaluate_follow_a_normalization(rng):
+    inputs = keras.Input((16,))
+    embedding = keras.layers.Dense(16)(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1)(embedding))
+    model.compile("sgd", "mse")
+    x, y = rng.normal(size=(32, 16)), rng.normal(size=(32, 1))
+
+    def results():
+        outputs = model.predict(x, verbose=0)
+        loss, *_ = np.atleast_1d(model.evaluate(x, y, verbose=0))
+        return np.append(outputs, loss)
+
+    before = results()
+    normalization = keras_istar.IsotropicBatchNormalization()
+    keras_istar.attach_regularizer(model, normalization)
+    normalization(x * np.geomspace(1.0, 30.0, 16), training=True)
+    while_attached = results()
+    assert not np.isclose(while_attached[-1], before[-1], rtol=1e-3)
+    assert not np.allclose(while_attached[:-1], before[:-1], rtol=1e-3)
+    keras_istar.detach(model)
+    np.testing.assert_allclose(results(), before, rtol=1e-5, atol=1e-6)
+
+
+def test_steps_are_traced_once_over_several_fits(data):
+    traces = []
+
+    class Counting(keras.layers.Layer):
+        def call(self, inputs, training=None):
+            if training:
+                traces.append(training)
+            return inputs
+
+    inputs = keras.Input((6, 4))
+    hidden = keras.layers.Dense(5, name="block")(inputs)
+    pooled = keras.layers.GlobalAveragePooling1D()(Counting()(hidden))
+    model = keras.Model(inputs, keras.layers.Dense(1)(pooled))
+    keras_istar.attach(model, "block", strength=1.0)
+    model.compile("sgd", "mse")
+    counts = []
+    for _ in range(3):
+        callback = keras_istar.IStarCallback(data[0], verbose=0)
+        fit(model, data, batch_size=8, callbacks=[callback])
+        counts.append(len(traces))
+    assert counts[0] == counts[1] == counts[2] > 0
+
+
+@pytest.mark.parametrize("function", ["fit", "measure"])
+def test_attached_part_of_a_model_that_has_not_been_called(data, function):
+    model = Subclassed()
+    layer = keras_istar.attach(model.encoder, "block", strength=1000.0)
+    model.compile("sgd", "mse")
+    if function == "measure":
+        report = keras_istar.measure(model, data[0], verbose=0)
+        assert report.rows[0].tokens == data[0].shape[0] * data[0].shape[1]
+        return
+    callback = keras_istar.IStarCallback(data[0], verbose=0)
+    logs = fit(model, data, callbacks=[callback])
+    assert is_penalized(logs)
+    assert float(layer.has_shrinkage_covariance.value) == 1.0
+    assert 0.0 < logs["isoscore_union"][0] < 1.0

@@ -338,9 +338,7 @@ def _check_presence(names, states):
 
 
 def _insert(model, normalization, layers, undo):
-    if keras_private.inserted_layer(model) or keras_private.attached_layers(
-        model
-    ):
+    if keras_private.is_attached(model):
         raise _already_attached(model, model)
     embedding = find_embedding(model, layers)
     with strategy_scope(model):

@@ -673,6 +673,17 @@ def _names_in(scope):
     return list(dict.fromkeys(call.layer.name for call in scope.calls))
 
 
+def _likely_names(scopes):
+    """Names of two layers that may return hidden states, if there are."""
+    likely = [
+        call.layer.name
+        for scope in scopes
+        for call in scope.calls
+        if any(len(x.shape) > 2 for x in call.outputs)
+    ]
+    return list(dict.fromkeys(likely))[:2]
+
+
 def _nothing_found(root, scopes, prefix, items, layers):
     searched = list(_all_scopes(root))
     received = f"Received: layers={layers!r}"
@@ -697,13 +708,14 @@ def _nothing_found(root, scopes, prefix, items, layers):
         x for x in dict.fromkeys(items) if isinstance(x, str) and x != "all"
     ]
     missing = sorted(set(names) - set(places))
-    hint = ""
     if missing:
-        problem = f"has no layer named {missing}"
-        as_logged = re.fullmatch(r"layer_(\d+)", missing[0])
-        if as_logged and any(scope.blocks for scope in searched):
-            hint = f"The block that logs call {missing[0]!r} is the index "
-            hint += f"{as_logged[1]}, a number. "
+        problem, hint = f"has no layer named {missing}", ""
+        number = re.fullmatch(r"layer_(\d+)", missing[0])
+        if number and any(int(number[1]) < len(x.blocks) for x in searched):
+            hint = (
+                f"The block that logs call {missing[0]!r} is the index "
+                f"{number[1]}, a number. "
+            )
     elif len({places[name] for name in names}) > 1:
         where = {name: places[name] or "the model itself" for name in names}
         return ValueError(
@@ -713,13 +725,7 @@ def _nothing_found(root, scopes, prefix, items, layers):
         )
     else:
         problem = "has no encoder blocks"
-        likely = [
-            call.layer.name
-            for scope in searched
-            for call in scope.calls
-            if any(len(x.shape) > 2 for x in call.outputs)
-        ]
-        example = list(dict.fromkeys(likely))[:2] or list(places)[:1]
+        example = _likely_names(searched) or list(places)[:1]
         hint = f"Name layers that return them, such as layers={example}. "
     return ValueError(
         "`layers` must choose hidden states of the model, which "

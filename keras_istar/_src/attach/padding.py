@@ -198,9 +198,8 @@ def _same(mask):
 
 def _comes_from_ids(scope, tensors):
     """Whether tensors of a graph depend on integers `(batch, length)`."""
-    dependencies = {
-        id(x): {id(x)} for x in keras_private.inputs_of(scope.model)
-    }
+    inputs = keras_private.inputs_of(scope.model)
+    dependencies = {id(x): {id(x)} for x in inputs}
     for node in keras_private.nodes(scope.model):
         found = set()
         for x in node.input_tensors:
@@ -210,9 +209,7 @@ def _comes_from_ids(scope, tensors):
     needed = set()
     for x in tensors:
         needed |= dependencies.get(id(x), set())
-    inputs = [
-        x for x in keras_private.inputs_of(scope.model) if id(x) in needed
-    ]
+    inputs = [x for x in inputs if id(x) in needed]
     if any(_are_ids(x) for x in inputs):
         return True
     if scope.around is None:

@@ -13,7 +13,6 @@ from keras_istar._src import validation
 from keras_istar._src.callbacks.monitor import IsotropyMonitor
 from keras_istar._src.callbacks.monitor import Logs
 from keras_istar._src.callbacks.monitor import rows_of
-from keras_istar._src.compat import keras_data
 from keras_istar._src.compat import keras_private
 from keras_istar._src.compat import train_steps
 from keras_istar._src.layers.base import name_logs
@@ -154,7 +153,8 @@ class IStarCallback(IsotropyMonitor):
         self._has_hooked = not train_steps.is_hooked(model)
         train_steps.hook(model)
         layers = keras_private.find_layers(model, IStarRegularization)
-        # Those attached to a part, after steps of the whole were traced.
+        # Steps of the whole that were traced before lack a layer that was
+        # attached to a part of it.
         if any(model not in layer.joined_models() for layer in layers):
             keras_private.retrace(model)
         for layer in layers:
@@ -168,8 +168,6 @@ class IStarCallback(IsotropyMonitor):
                 "layer; call `keras_istar.attach(model)` first. "
                 f"Received: model={self.model.name!r}"
             )
-        if not all(layer.built for layer in layers):
-            keras_data.run_once(self.model, self.data, self.batch_size)
         name_logs(self.model)
         return layers
 

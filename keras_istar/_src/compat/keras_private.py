@@ -566,7 +566,6 @@ def attach_layer(
         (node,) = below._inbound_nodes
         undo.callback(_forget_node, node)
         undo.callback(_hold(model, name, layer))
-        undo.callback(_keep_layers(model))
         undo.callback(_remove_below, graph, node)
         _set_below_outputs(graph, [*_below_outputs(graph), node])
         attachment = _Attachment(layer, node, undo.pop_all())
@@ -584,6 +583,11 @@ def attached_layers(model: keras.Model) -> dict[str, keras.layers.Layer]:
     return {name: x.layer for name, x in attachments.items()}
 
 
+def is_attached(model: keras.Model) -> bool:
+    """Whether the graph of `model` itself has a layer of ours."""
+    return bool(attached_layers(model)) or inserted_layer(model) is not None
+
+
 def _hosts_of(model):
     """Layers whose attributes Keras searches for layers of `model`.
 
@@ -598,6 +602,8 @@ def _hosts_of(model):
 def _hold(model, name, layer):
     """Makes Keras find `layer`; returns what undoes it."""
     with contextlib.ExitStack() as undo:
+        if isinstance(model, keras.Sequential):
+            undo.callback(_refuse_other_layers(model))
         for host in _hosts_of(model):
             tracker = host._tracker
             is_locked = tracker.locked
@@ -617,30 +623,53 @@ def _release(host, name, layer):
         delattr(host, name)
 
 
-def _keep_layers(model):
-    """Makes a Sequential model refuse other layers; returns what undoes it.
+def _refuse_other_layers(model):
+    """Makes a Sequential model refuse a new graph; returns what undoes it.
 
-    It would make a new graph, without what is attached to this one.
+    Nothing that is attached to its graph would be in the new one.
     """
-    if not isinstance(model, keras.Sequential):
-        return lambda: None
 
-    def refuse(*args, **kwargs):
-        raise ValueError(
-            "`model` cannot gain or lose layers while it is attached: call "
-            "`detach(model)` first, and attach anew. "
-            f"Received: model={model.name!r}"
-        )
+    def refusal():
+        def refuse(*args, **kwargs):
+            raise ValueError(
+                "`model` cannot gain or lose layers while it is attached: call "
+                "`detach(model)` first, and attach anew. "
+                f"Received: model={model.name!r}"
+            )
 
-    refused = dict.fromkeys(("add", "pop"), refuse)
-    vars(model).update(refused)
+        return refuse
+
+    methods = ("add", "pop", "build")
+    for name in methods:
+        if not is_overridden(model, name):
+            override(model, name, refusal())
 
     def undo():
-        if not attached_layers(model):
-            for name in refused:
-                del vars(model)[name]
+        if not is_attached(model):
+            for name in methods:
+                restore(model, name)
 
     return undo
+
+
+def override(model: keras.Model, name: str, method: Any) -> None:
+    """Gives `model` a method of its own, until `restore(model, name)`."""
+    # None, unless Keras or users have set this attribute on the model.
+    method.replaced = vars(model).get(name)
+    vars(model)[name] = method
+
+
+def is_overridden(model: keras.Model, name: str) -> bool:
+    """Whether `override` has been called, and nobody replaced its method."""
+    return hasattr(vars(model).get(name), "replaced")
+
+
+def restore(model: keras.Model, name: str) -> None:
+    """Undoes `override`, except where users have replaced the method since."""
+    if is_overridden(model, name):
+        replaced = vars(model).pop(name).replaced
+        if replaced is not None:
+            vars(model)[name] = replaced
 
 
 def _forget_node(node):

@@ -138,29 +138,19 @@ def hook(model: keras.Model) -> None:
         step = current_step()
         return loss if step is None else _finish(step, loss)
 
-    _replace(model, "train_step", hooked_train_step)
-    _replace(model, "compute_loss", hooked_compute_loss)
+    keras_private.override(model, "train_step", hooked_train_step)
+    keras_private.override(model, "compute_loss", hooked_compute_loss)
 
 
 def unhook(model: keras.Model) -> None:
     """Undoes `hook`, except where users have replaced the methods since."""
-    attributes = vars(model)
     for name in _HOOKS:
-        if hasattr(attributes.get(name), "replaced"):
-            replaced = attributes.pop(name).replaced
-            if replaced is not None:
-                attributes[name] = replaced
+        keras_private.restore(model, name)
 
 
 def is_hooked(model: keras.Model) -> bool:
     """Whether `hook` has been called on `model`."""
-    return any(hasattr(vars(model).get(name), "replaced") for name in _HOOKS)
-
-
-def _replace(model, name, function):
-    # None, unless users have set this attribute on the model.
-    function.replaced = vars(model).get(name)
-    vars(model)[name] = function
+    return any(keras_private.is_overridden(model, name) for name in _HOOKS)
 
 
 def sync(model: keras.Model) -> None:

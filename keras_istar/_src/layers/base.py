@@ -314,13 +314,15 @@ class HiddenStateRegularization(keras.layers.Layer):
 
     def warn_of_no_training(self) -> None:
         """Warns if the model that calls does not say whether it trains."""
-        part = "this layer" if self.attachment is None else "what it calls"
+        call = "this layer: `self.layer(x, training=training)`"
+        if self.attachment is not None:
+            call = "the attached model: `self.encoder(x, training=training)`"
         if not keras_private.knows_training(self):
             self._warn(
                 "adds no penalty, as it is not told whether the model trains. "
                 "Give `call` of the model a `training` argument, "
                 "`def call(self, inputs, training=None)`, and pass it on to "
-                f"{part}: `self.layer(x, training=training)`."
+                f"{call}."
             )
 
     def _warn(self, what):

@@ -148,9 +148,10 @@ def measure(
     validation.check_verbose(verbose)
     keras_data.check_data(model, data)
     sample_size = sample_tokens if need_sample(names) else 0
-    with _shown(model, layers, mask, pooling, data, batch_size) as probe:
+    with _shown(model, layers, mask, pooling) as probe:
         if keras_data.count_examples(model, data) == 0:
-            raise _too_few_tokens(probe.state_names[0], 0)
+            # A layer that was never called has no names for its states.
+            raise _too_few_tokens((probe.state_names or [probe.name])[0], 0)
         states_pass = StatesPass(
             model,
             [probe],
@@ -192,17 +193,14 @@ def _shown(
     layers: Layers,
     mask: Mask,
     pooling: Pooling,
-    data: Any,
-    batch_size: int,
 ) -> Iterator[Any]:
     """Yields a layer that `model` calls on the hidden states in this scope.
 
-    The layer has `state_names` and `dim`.
+    Once built, the layer has `state_names` and `dim`.
     """
     held = []
-    if not keras_private.is_functional(model) and isinstance(
-        model, keras.Model
-    ):
+    has_graph = keras_private.is_functional(model)
+    if isinstance(model, keras.Model) and not has_graph:
         held = keras_private.find_layers(model, HiddenStateRegularization)
     if not held:
         with probed(model, layers, mask, pooling) as probe:
@@ -219,8 +217,6 @@ def _shown(
             f"Received: layers={layers!r:.200}, mask={mask!r:.200}, "
             f"pooling={pooling!r:.200}"
         )
-    if not held[0].built:
-        keras_data.run_once(model, data, batch_size)
     yield held[0]
 
 

@@ -30,8 +30,8 @@ class StatesPass:
 
     Args:
         model: Model that calls `layers`.
-        layers: Built layers of `model` that show their states to a recorder.
-            `state_names` has a name for each, `dim` is their width.
+        layers: Layers of `model` that show their states to a recorder. Once
+            built, `state_names` has a name for each, `dim` is their width.
         data: What `fit` of `model` takes as `x`; must be iterable repeatedly.
         max_tokens: The pass ends after the batch in which every layer has seen
             that many tokens, counted in each of its states; None for all
@@ -55,6 +55,10 @@ class StatesPass:
         make_statistic: Callable[[Variables, int], Any] = RunningMoments,
     ):
         self._layers = layers
+        if not model.built or _unnamed(layers):
+            # What has no variables yet cannot be recorded.
+            keras_data.run_once(model, data, batch_size)
+        _check_called(model, _unnamed(layers))
         replicas = number_of_replicas(model)
         batch_size = -(-batch_size // replicas) * replicas
         self._data, self._batch_size = keras_data.preprocessed(
@@ -109,6 +113,11 @@ def _expected_tracing() -> Iterator[None]:
         logger.removeFilter(is_other)
 
 
+def _unnamed(layers):
+    """Names of the layers that have never been called."""
+    return [layer.name for layer in layers if layer.state_names is None]
+
+
 def _check_called(model, not_called):
     if not_called:
         raise ValueError(
@@ -123,8 +132,7 @@ class _RecordingModel(keras.Model):
 
     def __init__(self, model, layers, make_statistic):
         super().__init__(name="states_pass")
-        self.not_called = [x.name for x in layers if x.state_names is None]
-        _check_called(model, self.not_called)
+        self.not_called: list[str] = []
         self.model = model
         self._watched = tuple(layers)
         self._state = Variables()
