@@ -77,4 +77,5 @@ if __name__ == "__main__":
         for server in servers:
             server.close()  # Leaves the port to a worker.
         workers = [start_worker(index, addresses) for index in range(2)]
-        sys.exit(any([worker.wait() for worker in workers]))
+        exit_codes = [worker.wait() for worker in workers]
+        sys.exit(1 if any(exit_codes) else 0)

@@ -30,6 +30,7 @@ from finetuning.command_line import Parser
 from finetuning.command_line import UserError
 from finetuning.command_line import option
 from finetuning.command_line import positive_int
+from finetuning.files import append
 from finetuning.optimizers import adam
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -119,7 +120,7 @@ def run(options: Options) -> None:
         for seed in range(options.seeds)
         for method in dict.fromkeys(options.methods)
     ]
-    runs = [x for x in runs if not any(x.items() <= y.items() for y in done)]
+    runs = [x for x in runs if not is_done(x, done)]
     if runs:
         tasks = [data.load(x, options.data_dir) for x in options.tasks]
         sentences = Sentences.of(tasks, options.vocabulary_size)
@@ -131,13 +132,9 @@ def run(options: Options) -> None:
     print(table(read(path)))
 
 
-def append(path: Path, text: str) -> None:
-    """Adds text to a file, which is made if there is none."""
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise UserError(f"cannot write to {path}: {error}") from error
+def is_done(run: dict, lines: list[dict]) -> bool:
+    """Whether one of the lines is of this run."""
+    return any(run.items() <= line.items() for line in lines)
 
 
 def read(path: Path) -> list[dict]:

@@ -134,13 +134,7 @@ def finetune(
     preprocessor, task.preprocessor = task.preprocessor, None
     parts = _tokenize(preprocessor, data, recipe, seed)
     batches = Batches(recipe.batch_size, are_alike)
-    if not all(map(batches.count, parts)):
-        raise UserError(
-            "where incomplete batches are dropped, `batch_size` must be at "
-            "most the number of examples of each part. Received: "
-            f"batch_size={recipe.batch_size}, parts of "
-            f"{[len(part.labels) for part in parts]}"
-        )
+    _check_batches(parts, batches)
 
     def evaluate():
         scores = predict_and_score(task, data, parts.test, batches, verbose)
@@ -184,6 +178,16 @@ def finetune(
 
 def _say_nothing(text):
     pass
+
+
+def _check_batches(parts, batches):
+    if not all(map(batches.count, parts)):
+        raise UserError(
+            "where incomplete batches are dropped, `batch_size` must be at "
+            "most the number of examples of each part. Received: "
+            f"batch_size={batches.size}, parts of "
+            f"{[len(part.labels) for part in parts]}"
+        )
 
 
 def _tokenize(preprocessor, data, recipe, seed):

@@ -27,6 +27,7 @@ from finetuning import command_line  # noqa: E402
 from finetuning.command_line import Parser  # noqa: E402
 from finetuning.command_line import UserError  # noqa: E402
 from finetuning.command_line import option  # noqa: E402
+from finetuning.files import append  # noqa: E402
 
 from side_by_side import methods  # noqa: E402
 from side_by_side.methods import Method  # noqa: E402
@@ -120,6 +121,8 @@ def run(options: Options) -> None:
         return
     if not options.tasks:
         raise UserError("`--tasks` must name a task. Received: none")
+    path = Path(options.output)
+    append(path, "")  # Fails before training if it cannot be written.
     # They need a backend, which is chosen by now.
     import keras
 
@@ -138,9 +141,7 @@ def run(options: Options) -> None:
             task, runs, options.arrays, options.side_by_side, options.steps
         )
         for lines in experiment.execute():
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            with open(options.output, "a", encoding="utf-8") as file:
-                file.write(text)
+            append(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def main(argv: list[str] | None = None) -> None:

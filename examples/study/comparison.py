@@ -165,7 +165,7 @@ def choose(runs: pd.DataFrame) -> pd.DataFrame:
         validation = _by_seed(group, "validation")
         reference = scores.get(baseline(group.dropna(subset="score")))
         searched = group[group["family"] != _NO_PENALTY]
-        for family, own in searched.groupby("family", sort=False):
+        for searched_family, own in searched.groupby("family", sort=False):
             methods = own["method"].unique()
             seen = validation[methods].dropna()
             is_best = seen.ge(seen.max(axis=1) - _ROUNDING, axis=0)
@@ -177,7 +177,7 @@ def choose(runs: pd.DataFrame) -> pd.DataFrame:
             rows.append(
                 {
                     "setting": name,
-                    "family": family,
+                    "family": searched_family,
                     "methods": len(methods),
                     "chosen": "; ".join(names),
                     **_paired(chosen, reference),

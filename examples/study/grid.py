@@ -28,7 +28,7 @@ from finetuning.settings import check_method
 
 # Older lines lack these options, have their defaults, and keep their id.
 _LATER = ("head_steps", "optimizer", "target", "relative", "per_layer")
-_MAX_TOKENS = "max_points"  # As lines call it.
+_NAMES_IN_LINES = {"max_tokens": "max_points"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Run:
     def from_dict(cls, options: dict[str, Any]) -> "Run":
         """The run whose options a line of the result file holds."""
         recipe, method = dict(options["recipe"]), dict(options["method"])
-        recipe["max_tokens"] = recipe.pop(_MAX_TOKENS)
+        for name, name_in_line in _NAMES_IN_LINES.items():
+            recipe[name] = recipe.pop(name_in_line)
         for name in ("layers", "target"):
             if isinstance(method.get(name), list):
                 method[name] = tuple(method[name])
@@ -73,7 +74,7 @@ class Run:
 
 def _as_dict(settings):
     return {
-        field.name.replace("max_tokens", _MAX_TOKENS): value
+        _NAMES_IN_LINES.get(field.name, field.name): value
         for field in dataclasses.fields(settings)
         if (value := getattr(settings, field.name)) != field.default
         or field.name not in _LATER
@@ -162,7 +163,8 @@ def parse_options(
             f"must be one of {', '.join(known)}. Received: {text!r}"
         )
     readers = known[regularizer]
-    if "strength" in readers and words and "=" not in words[0] not in readers:
+    is_named = words and ("=" in words[0] or words[0] in readers)
+    if "strength" in readers and words and not is_named:
         words[0] = f"strength={words[0]}"
     options: dict[str, Any] = {}
     for word in words:

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from finetuning import files
 from finetuning.command_line import UserError
 from matplotlib.figure import Figure
 
 from study import comparison
 from study import figures
 from study.work import Records
-from study.work import replace_file
 
 _CHOICE = """
 **Chosen on validation**
@@ -36,15 +36,15 @@ def write(records: Records, folder: Path) -> str:
 
 def write_files(folder: Path, text: str, drawn: dict[str, Figure]) -> None:
     """Writes figures by name, then `summary.md`; each whole or not at all."""
-    files = {}
+    contents = {}
     for name, figure in drawn.items():
         picture = io.BytesIO()
         figure.savefig(picture, format="png")
-        files[f"{name}.png"] = picture.getvalue()
-    files["summary.md"] = text.encode()
+        contents[f"{name}.png"] = picture.getvalue()
+    contents["summary.md"] = text.encode()
     try:
-        for name, content in files.items():
-            replace_file(folder / name, content)
+        for name, content in contents.items():
+            files.replace(folder / name, content)
     except OSError as error:
         raise UserError(f"cannot write the summary: {error}") from error
 

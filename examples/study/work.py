@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from finetuning import files
 from finetuning.command_line import UserError
 from finetuning.command_line import summarize
 
@@ -68,7 +69,7 @@ class ResultFolder:
                 for record in sorted(records.values(), key=_order)
             ]
             content = b"".join(line + b"\n" for line in lines + other_lines)
-            replace_file(self._file, content)
+            files.replace(self._file, content)
 
     @contextlib.contextmanager
     def claim(self, run: Run) -> Iterator[bool]:
@@ -139,16 +140,6 @@ def _parse(line):
 
 def _order(record):
     return sort_key(Run.from_dict(record["run"]))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file; what `path` holds stays if that fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def work(runs: list[Run], folder: ResultFolder, execute: Execute) -> None:
