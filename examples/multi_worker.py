@@ -77,5 +77,4 @@ if __name__ == "__main__":
         for server in servers:
             server.close()  # Leaves the port to a worker.
         workers = [start_worker(index, addresses) for index in range(2)]
-        exit_codes = [worker.wait() for worker in workers]
-        sys.exit(1 if any(exit_codes) else 0)
+        sys.exit(sum(worker.wait() != 0 for worker in workers))  # Failures.
