@@ -26,7 +26,8 @@ def data(rng):
 def make_encoder():
     inputs = keras.Input((6, 4))
     hidden = keras.layers.Dense(5, name="block")(inputs)
-    return keras.Model(inputs, keras.layers.Dense(5)(hidden), name="encoder")
+    outputs = keras.layers.Dense(5, name="last")(hidden)
+    return keras.Model(inputs, outputs, name="encoder")
 
 
 def make_functional():
@@ -118,6 +119,65 @@ def test_callback_rests_once_its_layer_is_detached(data):
     logs = fit(model, data, epochs=3, callbacks=[callback, Detach()])
     assert len(logs["isoscore_union"]) == 1
     assert not is_penalized(logs)
+
+
+def test_callback_goes_on_with_a_layer_attached_anew(data):
+    _, model = make_functional()
+    keras_istar.attach(model, "encoder/block", strength=1000.0)
+    model.compile("sgd", "mse")
+    attached = []
+
+    class Anew(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                keras_istar.detach(self.model)
+                attached.append(
+                    keras_istar.attach(self.model, "encoder/last", strength=0)
+                )
+
+    callback = keras_istar.IStarCallback(data[0], verbose=0)
+    logs = fit(model, data, epochs=3, callbacks=[callback, Anew()])
+    assert len(logs["isoscore_union"]) == 3
+    assert len(logs["isoscore_block"]) == 1
+    assert len(logs["isoscore_last"]) == 2
+    (layer,) = attached
+    assert bool(np.asarray(layer.has_shrinkage_covariance) > 0)
+
+
+def call_of(encoder):
+    inputs = keras.Input((6, 4))
+    return inputs, keras.layers.Dense(1)(encoder(inputs))
+
+
+def tensors_of(encoder):
+    return encoder.input, keras.layers.Dense(1, name="head")(encoder.output)
+
+
+def test_model_made_from_tensors_of_the_attached_one(data):
+    encoder = make_encoder()
+    keras.Model(*tensors_of(encoder))
+    with pytest.warns(
+        UserWarning, match=r"\['head'\].*'encoder'.*attach to it"
+    ):
+        keras_istar.attach(encoder, "block")
+    regularizer = keras_istar.CosineRegularization()
+    with pytest.warns(UserWarning, match=r"\['head'\]"):
+        keras_istar.attach_regularizer(encoder, regularizer, "block")
+
+
+@pytest.mark.parametrize("is_attached", [False, True])
+def test_model_that_calls_the_attached_one(data, is_attached):
+    encoder = make_encoder()
+    keras.Model(encoder.input, encoder.layers[1].output)
+    model = keras.Model(*call_of(encoder))
+    assert keras.Model(encoder.input, encoder(encoder.input))
+    if is_attached:
+        keras_istar.attach_regularizer(
+            model, keras_istar.CosineRegularization(), "encoder/block"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keras_istar.attach(encoder, "block")
 
 
 def test_evaluate_and_predict_go_on(data):

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,6 +75,10 @@ def attach(
     `fit` runs, so it may have been fitted before, and a callback may attach. If
     you attach to a part of a model that has been trained, compile the whole
     model again, or fit it with an `IStarCallback`; the same holds for `detach`.
+    The whole must call the part, as in `head(encoder(inputs))`. A model of
+    `head(encoder.output)` consists of the encoder's layers, does not call the
+    encoder, and gets no penalty.
+
     A model built inside of `keras.RematScope` recomputes its blocks as before,
     but no longer all of itself.
 
@@ -163,7 +168,7 @@ def attach_regularizer(
     layers: Layers | None = None,
     mask: Mask = None,
     pooling: Pooling = None,
-) -> None:
+) -> HiddenStateRegularization | IsotropicBatchNormalization:
     """Attaches any regularizer to a model, in place.
 
     `IsotropicBatchNormalization` changes what the model computes: it scales the
@@ -186,6 +191,9 @@ def attach_regularizer(
         mask: As for `attach`; not used by `IsotropicBatchNormalization`.
         pooling: As for `attach`; not used by `IsotropicBatchNormalization`.
 
+    Returns:
+        `regularizer`.
+
     Raises:
         ValueError: As `attach`; or if `regularizer` is not one or is in use
             already, or the model has no sentence embedding to scale.
@@ -195,8 +203,9 @@ def attach_regularizer(
     >>> inputs = keras.Input((8, 4))
     >>> hidden = keras.layers.Dense(16, name="encoder")(inputs)
     >>> model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
-    >>> cosine = keras_istar.CosineRegularization(strength=1.0)
-    >>> keras_istar.attach_regularizer(model, cosine, layers="encoder")
+    >>> cosine = keras_istar.attach_regularizer(
+    ...     model, keras_istar.CosineRegularization(strength=1.0), "encoder"
+    ... )
     >>> cosine.built
     True
     """
@@ -210,6 +219,7 @@ def attach_regularizer(
         )
     line = "attach_regularizer(model, regularizer, {})"
     _attach(model, regularizer, layers, mask, pooling, line)
+    return regularizer
 
 
 def _attach(model, regularizer, layers, mask, pooling, line):
@@ -221,6 +231,7 @@ def _attach(model, regularizer, layers, mask, pooling, line):
                 "`regularizer` must be a layer of its own, which no model "
                 f"calls yet. Received: regularizer={regularizer!r}"
             )
+        _warn_of_models_around(model)
         if isinstance(regularizer, HiddenStateRegularization):
             _attach_below(model, regularizer, layers, mask, pooling, line, undo)
         else:
@@ -230,6 +241,20 @@ def _attach(model, regularizer, layers, mask, pooling, line):
             train_steps.hook(model)
         keras_private.retrace(model)
         undo.pop_all()
+
+
+def _warn_of_models_around(model):
+    """Warns if a model may have been made from tensors of `model`."""
+    outside = keras_private.layers_outside(model)
+    if outside:
+        warnings.warn(
+            f"The layers {outside} were called on tensors of `model` "
+            f"{model.name!r}, outside of it. A model made so, "
+            "`keras.Model(model.input, outputs)`, does not call "
+            f"{model.name!r} and gets no penalty: if that is the model that "
+            "you train, attach to it.",
+            stacklevel=4,
+        )
 
 
 def _attach_below(model, regularizer, layers, mask, pooling, line, undo):

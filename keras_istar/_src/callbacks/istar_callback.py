@@ -152,6 +152,9 @@ class IStarCallback(IsotropyMonitor):
         # `attach` has not hooked a model that calls layers of ours by itself.
         self._has_hooked = not train_steps.is_hooked(model)
         train_steps.hook(model)
+        self._join_layers(model)
+
+    def _join_layers(self, model):
         layers = keras_private.find_layers(model, IStarRegularization)
         # Steps of the whole that were traced before lack a layer that was
         # attached to a part of it.
@@ -183,12 +186,12 @@ class IStarCallback(IsotropyMonitor):
         if isinstance(self.update_freq, int) and (
             self._first_batch // self.update_freq
             != (batch + 1) // self.update_freq
-            and not self._is_detached()
+            and self._is_watching()
         ):
             self._run_pass()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if self.update_freq != "start" and not self._is_detached():
+        if self._is_watching() and self.update_freq != "start":
             super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: Logs = None) -> None:
@@ -196,12 +199,13 @@ class IStarCallback(IsotropyMonitor):
         if self._has_hooked:
             train_steps.unhook(self.model)
 
-    def _is_detached(self):
-        """Whether a watched layer was detached since training began."""
-        return any(
-            layer.attachment is not None and not keras_private.is_in_use(layer)
-            for layer in self._watched
-        )
+    def _is_watching(self):
+        """Whether layers are left; those attached since have their pass now."""
+        layers = keras_private.find_layers(self.model, IStarRegularization)
+        if layers and layers != self._watched:
+            self._join_layers(self.model)
+            self._watch()
+        return bool(layers)
 
     def _run_pass(self):
         """Runs a pass, and sets Σ_S of every layer."""

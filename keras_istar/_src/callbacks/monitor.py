@@ -168,6 +168,10 @@ class IsotropyMonitor(keras.callbacks.Callback):
         if keras_data.count_examples(self.model, self.data) == 0:
             raise self._empty_data_error()
         self._said_fewer = self._said_collapse = False
+        self._watch()
+
+    def _watch(self):
+        """Finds the layers to watch, and runs the pass they begin with."""
         self._watched = self._find_watched()
         make_statistic: Callable[..., Any] = RunningMoments
         if not table.needs_only_moments(self.measures):

@@ -142,6 +142,26 @@ def nodes(model: keras.Model) -> list[Any]:
     ]
 
 
+def layers_outside(model: keras.Model) -> list[str]:
+    """Names of layers that were called on `model`'s tensors, outside of it."""
+    graph = _graph_of(model)
+    inside = {id(x) for x in graph._operations}
+    computed = {id(x) for x in computed_tensors(model)}
+    calls = [
+        call
+        for node in nodes(model)
+        for call in node.operation._outbound_nodes
+        if not computed.isdisjoint(id(x) for x in call.input_tensors)
+    ]
+    outside = [
+        call.operation.name
+        for call in calls
+        if id(call.operation) not in inside
+        and not isinstance(call.operation, _Below)
+    ]
+    return list(dict.fromkeys(outside))
+
+
 def inputs_of(model: keras.Model) -> list[Any]:
     """Symbolic inputs of `model`, flattened."""
     return list(_graph_of(model)._inputs)

@@ -77,11 +77,11 @@ class IStarRegularization(HiddenStateRegularization):
     where `nearest` is the value of the target that is nearest to the IsoScore:
     within an interval there is no penalty. The IsoScore is that of Σ_S, since
     that of a batch of few tokens reads low; the layer then keeps Σ_S itself,
-    with a momentum of 0.9 unless one is given. The gradient is that of the
-    batch's IsoScore*. The target is for the IsoScore in training, which dropout
-    makes higher: in inference, where `IStarCallback` measures, MiniLM ended 3
-    to 13 % below its targets. The mean of `nearest` is logged as
-    `istar_target`.
+    with a momentum of 0.9 unless one is given, so that it follows the model
+    with a delay. The gradient is that of the batch's IsoScore*. The target is
+    for the IsoScore in training, which dropout makes higher: in inference,
+    where `IStarCallback` measures, MiniLM ended 3 to 13 % below its targets.
+    The mean of `nearest` is logged as `istar_target`.
 
     Without `target` and `strength`, the target is three quarters of the
     isotropy at the start, approached gently (`strength=1.0`).

@@ -193,6 +193,8 @@ class IsotropyReport:
         """
         name = validation.check_path("path", path).lower()
         suffix = pathlib.Path(name).suffix
+        if suffix[1:].isdigit():  # A version: "minilm-v1.0".
+            suffix = ""
         if suffix not in ("", ".json", *_PAGES):
             raise ValueError(
                 "`path` must end in .json, or in .html for a page. "
