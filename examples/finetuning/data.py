@@ -1,5 +1,6 @@
 """Tasks of texts, or pairs of them: film reviews, GLUE, SQuAD, and files."""
 
+import collections
 import dataclasses
 import hashlib
 import itertools
@@ -221,6 +222,7 @@ def _file(path):
     """Rows of a tab-separated file."""
     lines = [line.split("\t") for line in _read_lines(path)]
     _check_widths(path, lines)
+    _check_first(path, lines)
     classes = sorted({label for label, *_ in lines})
     return classes, _split(_table_rows(lines, classes))
 
@@ -236,6 +238,7 @@ def _folder(path):
     ]
     lines = list(itertools.chain(*parts))
     _check_widths(path, lines)
+    _check_first(path, parts[0])
     classes = sorted({label for label, *_ in parts[0]})
     others = sorted({label for label, *_ in lines}.difference(classes))
     if others:
@@ -264,6 +267,17 @@ def _check_widths(path, lines):
         raise UserError(
             f"{path} must have lines `label <tab> text`, or all of them with "
             f"a second text. Received: lines of {sorted(widths)} fields"
+        )
+
+
+def _check_first(path, lines):
+    """Refuses a header, whose first field would be a class of its own."""
+    counts = collections.Counter(label for label, *_ in lines)
+    first, *others = counts.values() or [0]
+    if first == 1 and others and min(others) > 1:
+        raise UserError(
+            f"the first line of {path} is the only one with its label: remove "
+            f"it if it is a header. Received: {' <tab> '.join(lines[0]):.80}"
         )
 
 

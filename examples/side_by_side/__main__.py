@@ -9,7 +9,8 @@ The first command needs TensorFlow and a CPU, the second only JAX and a GPU. All
 runs of a task are lanes of one `jax.vmap`: they share compiled code and differ
 in numbers. Runs of one seed start from the same head, trained on the features
 of the encoder as it is, and have the same examples in the same order and the
-same dropout. Several processes, one for each task, can share the GPU.
+same dropout. Several processes, one for each task, can share the GPU. Runs
+that are in the file of results are not done again.
 
 Nothing is trained on the validation part. The summary chooses methods by it, in
 each seed that all methods have, and judges them on the test part.
@@ -29,6 +30,7 @@ from finetuning.command_line import UserError  # noqa: E402
 from finetuning.command_line import option  # noqa: E402
 from finetuning.files import append  # noqa: E402
 
+from side_by_side import lines  # noqa: E402
 from side_by_side import methods  # noqa: E402
 from side_by_side.methods import Method  # noqa: E402
 from side_by_side.methods import Run  # noqa: E402
@@ -123,10 +125,12 @@ def run(options: Options) -> None:
         raise UserError("`--tasks` must name a task. Received: none")
     path = Path(options.output)
     append(path, "")  # Fails before training if it cannot be written.
+    done = set(map(lines.key_of, lines.read(path)))
     # They need a backend, which is chosen by now.
     import keras
 
     from side_by_side.experiment import Experiment
+    from side_by_side.experiment import make_plan
 
     keras.config.set_dtype_policy(options.dtype_policy)
     # It has no dropout of attention, which training needs.
@@ -137,11 +141,21 @@ def run(options: Options) -> None:
         for seed in range(method.seeds)
     ]
     for task in options.tasks:
+        plan = make_plan(task, options.steps)
+        setting = lines.setting(task, plan.steps)
+        missing = [
+            run
+            for run in runs
+            if (setting, str(run.method), run.seed) not in done
+        ]
+        if not missing:
+            print(f"{setting}: {path} holds all runs")
+            continue
         experiment = Experiment(
-            task, runs, options.arrays, options.side_by_side, options.steps
+            task, missing, options.arrays, options.side_by_side, plan
         )
-        for lines in experiment.execute():
-            append(path, "".join(json.dumps(line) + "\n" for line in lines))
+        for group in experiment.execute():
+            append(path, "".join(json.dumps(line) + "\n" for line in group))
 
 
 def main(argv: list[str] | None = None) -> None:

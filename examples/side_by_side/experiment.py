@@ -36,6 +36,12 @@ class Plan(NamedTuple):
 _PLANS = {"cola": Plan(800), "sst2": Plan(1500, 3e-5)}
 
 
+def make_plan(task: str, steps: int | None = None) -> Plan:
+    """The plan for a task, with another number of steps if one is given."""
+    plan = _PLANS.get(task, Plan())
+    return plan if steps is None else plan._replace(steps=steps)
+
+
 class Experiment:
     """All runs of a task.
 
@@ -44,7 +50,7 @@ class Experiment:
         runs: Methods and seeds, most important first.
         folder: What `arrays.write` has written.
         group_size: Number of runs that train at once.
-        steps: Of training; by the task if None.
+        plan: How long to train, and how fast.
     """
 
     def __init__(
@@ -53,14 +59,13 @@ class Experiment:
         runs: list[Run],
         folder: str,
         group_size: int,
-        steps: int | None = None,
+        plan: Plan,
     ):
         self.task = task
         self.runs = runs
         self.seeds = sorted({run.seed for run in runs})
         self.group_size = min(group_size, len(runs))
-        plan = _PLANS.get(task, Plan())
-        self.steps = steps or plan.steps
+        self.steps = plan.steps
         self.learning_rate = plan.learning_rate
         self.data = arrays.load(folder, task)
         # As many training examples are measured as there are for the test.

@@ -1,6 +1,5 @@
 """The runs as a table and a figure, beside the file of their lines."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from study.summary import markdown_table
 from study.summary import score_cell
 from study.summary import write_files
 
-from side_by_side.methods import Method
+from side_by_side import lines
 
 _BASELINE = "none"
 _NOT_LAYERS = 2  # The union, and that with the mean of each layer removed.
@@ -40,26 +39,13 @@ _MILLIMETERS = 25.4
 
 def write(path: str) -> str:
     """Writes summary and figure beside the results; returns the Markdown."""
-    runs = read(path)
+    runs = sorted(lines.read(Path(path)), key=lambda run: run["task"])
+    if not runs:
+        raise UserError(f"{path} has no results to summarize")
     text = markdown(runs)
     figures = {"score_by_isotropy": draw(runs)}
     write_files(Path(path).parent, f"{text}\n", figures)
     return text
-
-
-def read(path: str) -> list[dict[str, Any]]:
-    """The lines of a file of results; methods are spelled as they are now."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the results: {error}") from error
-    runs = [json.loads(line) for line in text.splitlines() if line.strip()]
-    if not runs:
-        raise UserError(f"{path} has no results to summarize")
-    for run in runs:
-        own = {k: x for k, x in run["settings"].items() if k != "shrinkage"}
-        run["method"] = str(Method(**own))
-    return sorted(runs, key=lambda run: run["task"])
 
 
 def run_table(runs: list[dict[str, Any]]) -> pd.DataFrame:
@@ -72,7 +58,7 @@ def run_table(runs: list[dict[str, Any]]) -> pd.DataFrame:
     """
     return pd.DataFrame(
         {
-            "setting": _setting(run),
+            "setting": lines.setting_of(run),
             "method": run["method"],
             "family": comparison.family("istar", run["settings"]["strength"]),
             "seed": run["seed"],
@@ -88,12 +74,6 @@ def run_table(runs: list[dict[str, Any]]) -> pd.DataFrame:
         }
         for run in runs
     )
-
-
-def _setting(run):
-    """The task and its training part, which compared runs share."""
-    held_out = ", validation part held out" if "validation" in run else ""
-    return run["task"] + held_out
 
 
 def _validation(run):
@@ -122,11 +102,11 @@ def markdown(runs: list[dict[str, Any]]) -> str:
         *choice_table(table, "step"),
     ]
     for name, group in rows.groupby("setting", sort=False):
-        first = next(run for run in runs if _setting(run) == name)
+        first = next(run for run in runs if lines.setting_of(run) == name)
         start = first["start"]
         pieces += [
-            f"\n**{name}**, {first['steps']} steps; IsoScore of the union at "
-            f"the start: {start['dropout']['union']:.3f} with dropout, "
+            f"\n**{name}**; IsoScore of the union at the start: "
+            f"{start['dropout']['union']:.3f} with dropout, "
             f"{start['train']['union']:.3f} without, "
             f"{start['test']['union']:.3f} on the test part; "
             f"{first['share_between_layers']['start']:.0%} of the variance "

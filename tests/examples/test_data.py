@@ -128,6 +128,10 @@ def test_file_of_pairs(tmp_path):
         (b"a\tone\nb\ttwo\n", "some for each of train, validation and test"),
         (b"a\tone\nb\ttwo\tthree\n", r"lines of \[2, 3\] fields"),
         (b"a one\n", r"lines of \[1\] fields"),
+        (
+            b"label\ttext\n0\tone\n1\ttwo\n0\tthree\n1\tfour\n",
+            "if it is a header. Received: label <tab> text",
+        ),
         (b"a\t\xff\n", "cannot read"),
     ],
 )
@@ -183,6 +187,10 @@ def test_folder_of_pairs(tmp_path):
         ),
         ({"test_txt": ["0 a", "2 b"]}, r"Received: \['2'\], where .*'0', '1'"),
         ({"test_txt": []}, r"2 classes, \[2, 2, 0\] examples"),
+        (
+            {"train_txt": ["label text", "0 a", "0 b", "1 a", "1 c"]},
+            "the only one with its label",
+        ),
         ({"train_txt": ["0 a", "1"]}, r"lines of \[1, 2\] fields"),
         ({"test_txt": ["0\ta\tb"]}, r"lines of \[2, 3\] fields"),
     ],

@@ -37,6 +37,12 @@ def test_paths_that_the_system_refuses(report, method, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_version_in_the_name_is_no_ending(report, tmp_path):
+    path = tmp_path / "minilm-v1.0"
+    report.save(path)
+    assert IsotropyReport.load(path) == report
+
+
 DAMAGE = [
     {},
     {"rows": 5},

@@ -60,9 +60,14 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
         *("--dtype-policy", "float32", "--methods", "none,seeds=2"),
         *("istar:target=0.5x,strength=1000", "istar:-100"),
     ]
-    subprocess.run(
-        command, env=os.environ | {"KERAS_BACKEND": "jax"}, check=True
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    subprocess.run(command, env=environment, check=True)
+    held = output.read_bytes()
+    again = subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True
     )
+    assert f"{output} holds all runs" in again.stdout
+    assert output.read_bytes() == held
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(line["method"], line["seed"]) for line in lines] == [
         ("none", 0),
@@ -82,7 +87,7 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
     assert abs(target - goal) < abs(none - goal)
     assert plain < none
     table = summary.write(str(output))
-    assert "**toy, validation part held out**, 60 steps" in table
+    assert "**toy, 60 steps, validation part held out**; IsoScore" in table
     assert "| I-STAR | 2 |" in table
 
 

@@ -106,8 +106,8 @@ def test_validation_chooses_and_the_test_part_judges():
     place = table.index("**Chosen on validation**")
     assert "after the last step" in table[place + 2]
     assert table[place + 6] == (
-        "| rte, validation part held out | I-STAR | 2 | istar:-1 (1); "
-        "istar:target=0.75x (2) | 3 | 0.620 ± 0.110 | "
+        "| rte, 550 steps, validation part held out | I-STAR | 2 | "
+        "istar:-1 (1); istar:target=0.75x (2) | 3 | 0.620 ± 0.110 | "
         f"+0.020 ({0.02 - half:+.3f} to {0.02 + half:+.3f}) | "
         f"{p:.3f} | {p:.3f} |"
     )
@@ -138,16 +138,16 @@ def test_trainings_on_the_validation_part_are_apart():
     both = summary.markdown(older + _held_out())
     choice = apart[apart.index("**Chosen") : apart.index("**rte")]
     assert choice in both
-    table = apart[apart.index("**rte, validation part held out**") :]
+    table = apart[apart.index("**rte, 550 steps, validation part held out**") :]
     assert both.endswith(table)
-    assert "**rte**, 550 steps" in both
+    assert "**rte, 550 steps**; IsoScore" in both
     assert both.count("| none | 3 | 0.900 ± 0.000 |") == 1
     titles = [
         axis.get_title() for axis in summary.draw(older + _held_out()).axes
     ]
     assert titles == [
-        "RTE, accuracy",
-        "RTE, accuracy\nvalidation part held out",
+        "RTE, accuracy\n550 steps",
+        "RTE, accuracy\n550 steps\nvalidation part held out",
     ]
 
 
@@ -184,3 +184,36 @@ def test_table_needs_results(tmp_path):
     path.write_text("")
     with pytest.raises(UserError, match="no results"):
         summary.write(str(path))
+
+
+def test_runs_of_other_lengths_are_apart():
+    runs = [
+        _line("none", 0, 0.5, steps=steps, task=task)
+        for task in ("rte", "mrpc")
+        for steps in (550, 60)
+    ]
+    table = summary.markdown(runs)
+    assert table.count("| none | 1 |") == 4
+    assert "**mrpc, 60 steps**" in table
+
+
+DAMAGE = {
+    "no JSON": '{"task": "rte"',
+    "no object": "5",
+    "another program": '{"task": "rte", "method": "none", "seed": 0}',
+    "another method": json.dumps(
+        _line("none", 0, 0.5) | {"settings": {"temperature": 1.0}}
+    ),
+    "the same run": json.dumps(_line("none", 0, 0.6)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=list(DAMAGE))
+def test_damaged_lines_are_named(damage, tmp_path):
+    path = tmp_path / "results.jsonl"
+    text = f"{json.dumps(_line('none', 0, 0.5))}\n\n{damage}\n"
+    path.write_text(text)
+    with pytest.raises(UserError, match="line 3 of .*: remove"):
+        summary.write(str(path))
+    assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
