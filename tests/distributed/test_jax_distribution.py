@@ -1,6 +1,7 @@
 """`keras.distribution` on the JAX backend trains as one device does."""
 
 import importlib.util
+import os
 import re
 
 import numpy as np
@@ -40,8 +41,9 @@ def dumps(tmp_path_factory):
 def results(tmp_path_factory, dumps):
     """What a program measured on one device, and on four in two ways."""
     folder = tmp_path_factory.mktemp("jax")
+    flags = f"{os.environ['XLA_FLAGS']} --xla_dump_hlo_module_re=train_step"
     jobs = [
-        ([kind], {"XLA_FLAGS": f"--xla_dump_to={dumps[kind]}"})
+        ([kind], {"XLA_FLAGS": f"{flags} --xla_dump_to={dumps[kind]}"})
         for kind in dumps
     ]
     measured = run_workers(folder, SCRIPT, jobs)
@@ -103,5 +105,6 @@ def test_moments_travel_in_one_all_reduce(results, dumps, kind):
 
 
 def test_program_of_one_device_has_no_collectives(results, dumps):
-    steps = dumps["single"].glob(STEPS)
+    steps = list(dumps["single"].glob(STEPS))
+    assert steps
     assert not any(COLLECTIVE.search(path.read_text()) for path in steps)

@@ -225,7 +225,7 @@ needs_torch = pytest.mark.skipif(
 )
 SHOWS = [
     quickstart,
-    kerashub_classifier,
+    pytest.param(kerashub_classifier, marks=pytest.mark.slow),
     measure_and_compare,
     subclassed_model,
     own_regularizer,
