@@ -95,7 +95,7 @@ def test_parts_of_a_block_are_not_blocks(kind, x):
         ([0, 2], ["layer_0", "layer_2"], [0, 2]),
         ("part_1", ["part_1"], [1]),
         ([1, "part_1"], ["part_1"], [1]),
-        (["part_2", 0], ["layer_0", "part_2"], [0, 2]),
+        (["part_2", 0], ["part_2", "layer_0"], [2, 0]),
         ("encoder/all", ["layer_0", "layer_1", "layer_2"], [0, 1, 2]),
         ("encoder/-1", ["layer_2"], [2]),
         ("encoder/part_0", ["encoder/part_0"], [0]),

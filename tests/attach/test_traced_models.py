@@ -121,7 +121,8 @@ def test_callback_rests_once_its_layer_is_detached(data):
     assert not is_penalized(logs)
 
 
-def test_callback_goes_on_with_a_layer_attached_anew(data):
+@pytest.mark.parametrize("update_freq", ["epoch", 2, "start"])
+def test_callback_goes_on_with_a_layer_attached_anew(data, update_freq):
     _, model = make_functional()
     keras_istar.attach(model, "encoder/block", strength=1000.0)
     model.compile("sgd", "mse")
@@ -135,13 +136,35 @@ def test_callback_goes_on_with_a_layer_attached_anew(data):
                     keras_istar.attach(self.model, "encoder/last", strength=0)
                 )
 
-    callback = keras_istar.IStarCallback(data[0], verbose=0)
-    logs = fit(model, data, epochs=3, callbacks=[callback, Anew()])
-    assert len(logs["isoscore_union"]) == 3
-    assert len(logs["isoscore_block"]) == 1
-    assert len(logs["isoscore_last"]) == 2
+    callback = keras_istar.IStarCallback(
+        data[0], update_freq=update_freq, verbose=0
+    )
+    callbacks = [callback, Anew()]
+    logs = fit(model, data, epochs=3, batch_size=8, callbacks=callbacks)
+    epochs = 0 if update_freq == "start" else 3
+    assert len(logs.get("isoscore_union", [])) == epochs
+    assert len(logs.get("isoscore_block", [])) == min(epochs, 1)
+    assert len(logs.get("isoscore_last", [])) == max(epochs - 1, 0)
     (layer,) = attached
-    assert bool(np.asarray(layer.has_shrinkage_covariance) > 0)
+    shrinkage_covariance = np.asarray(layer.shrinkage_covariance)
+    assert np.trace(shrinkage_covariance) > 0
+
+
+def test_callback_goes_on_with_the_layer_that_is_left(data):
+    encoder, model = make_functional()
+    keras_istar.attach(encoder, "block", strength=1.0, name="inner")
+    keras_istar.attach(model, "encoder", strength=1.0, name="outer")
+    model.compile("sgd", "mse")
+
+    class Detach(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            if epoch == 0:
+                keras_istar.detach(encoder)
+
+    callback = keras_istar.IStarCallback(data[0], verbose=0)
+    logs = fit(model, data, epochs=3, callbacks=[callback, Detach()])
+    assert len(logs["inner_isoscore_union"]) == 1
+    assert len(logs["outer_isoscore_union"]) == 3
 
 
 def call_of(encoder):
@@ -156,9 +179,8 @@ def tensors_of(encoder):
 def test_model_made_from_tensors_of_the_attached_one(data):
     encoder = make_encoder()
     keras.Model(*tensors_of(encoder))
-    with pytest.warns(
-        UserWarning, match=r"\['head'\].*'encoder'.*attach to it"
-    ):
+    pattern = r"\['head'\] were called on tensors of 'encoder'.*attach to it"
+    with pytest.warns(UserWarning, match=pattern):
         keras_istar.attach(encoder, "block")
     regularizer = keras_istar.CosineRegularization()
     with pytest.warns(UserWarning, match=r"\['head'\]"):

@@ -28,6 +28,22 @@ def _penalty(layer, *args, **kwargs):
     return float(loss)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="devices of JAX")
+@pytest.mark.parametrize(
+    "kind",
+    [keras_istar.IStarRegularization, keras_istar.CosineRegularization],
+)
+def test_devices_of_one_program_cannot_score_apart(kind):
+    keras.distribution.set_distribution(keras.distribution.DataParallel())
+    try:
+        with pytest.raises(ValueError, match="`sync` must be True under"):
+            kind(sync=False)
+        assert kind(sync=True).sync
+    finally:
+        keras.distribution.set_distribution(None)
+    assert not kind(sync=False).sync
+
+
 def test_contract(check_layer, rng):
     init = {"strength": 2.0, "shrinkage": 0.3, "momentum": 0.9}
     if BACKEND == "jax":  # Nothing but a model may assign variables there.

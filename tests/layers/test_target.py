@@ -385,6 +385,25 @@ def test_wrong_targets_are_refused(options, name):
         keras_istar.IStarRegularization(**options)
 
 
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_targets_are_in_the_order_of_the_layers(rng, order):
+    model, names = _model(2)
+    names = [names[i] for i in order]
+    layer = keras_istar.attach(
+        model, names, strength=1.0, target=[0.0, 1.0], momentum=0.5
+    )
+    assert list(layer.state_names) == names
+    logs, x = _fit(model, rng, steps=1)
+    outputs = [model.get_layer(name).output for name in names]
+    states = keras.Model(model.inputs, outputs).predict(x, verbose=0)
+    first, second = [
+        oracle.score(oracle.covariance(state.reshape(-1, 5)))
+        for state in states
+    ]
+    expected = (first**2 + (second - 1.0) ** 2) / 2
+    assert logs["istar_penalty"] == [pytest.approx(expected, abs=1e-5)]
+
+
 def test_a_list_of_another_length_leaves_the_model_alone(rng):
     model, layers = _model(2)
     with pytest.raises(ValueError, match="`target` must be a list with one"):

@@ -100,6 +100,13 @@ SCRIPTS = {
             texts, labels, 4, verbose=0, shuffle=False, callbacks=[callback]
         )
         keras_istar.measure(task, texts, measures="isoscore")
+        keras_istar.detach(task)
+        keras_istar.attach_regularizer(
+            task, keras_istar.IsotropicBatchNormalization()
+        )
+        keras_istar.attach(task)
+        keras_istar.detach(task)
+        keras_istar.attach(task.backbone)
     """,
     "passes, numbers and explicit layers": """
         model = make_model()

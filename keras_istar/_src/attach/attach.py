@@ -98,13 +98,13 @@ def attach(
             Sequential Keras model.
         layers: `"all"` blocks; or the index of a block, from 0, negative from
             the end; or the name of any layer with an output `(..., dim)`; or a
-            list of indices and names. Names of nested models, or of composite
-            layers that hold blocks, may come first: `"text_encoder/all"`,
-            `"text_encoder/-1"`, `"query/encoder"`. For a layer with several
-            outputs, the key of one comes last: `"bert/sequence_output"`.
-            `"output"` is what the model itself returns, if that is one
-            embedding of each example, `(batch, dim)`, and no layer has this
-            name.
+            list of indices and names, which gives the states their order.
+            Names of nested models, or of composite layers that hold blocks, may
+            come first: `"text_encoder/all"`, `"text_encoder/-1"`,
+            `"query/encoder"`. For a layer with several outputs, the key of one
+            comes last: `"bert/sequence_output"`. `"output"` is what the model
+            itself returns, if that is one embedding of each example,
+            `(batch, dim)`, and no layer has this name.
         strength: The paper's λ, see `IStarRegularization`.
         shrinkage: The paper's ζ, see `IStarRegularization`.
         momentum: See `IStarRegularization`.
@@ -231,7 +231,7 @@ def _attach(model, regularizer, layers, mask, pooling, line):
                 "`regularizer` must be a layer of its own, which no model "
                 f"calls yet. Received: regularizer={regularizer!r}"
             )
-        _warn_of_models_around(model)
+        outside = keras_private.layers_outside(model)
         if isinstance(regularizer, HiddenStateRegularization):
             _attach_below(model, regularizer, layers, mask, pooling, line, undo)
         else:
@@ -240,21 +240,20 @@ def _attach(model, regularizer, layers, mask, pooling, line):
             undo.callback(train_steps.unhook, model)
             train_steps.hook(model)
         keras_private.retrace(model)
+        if outside:
+            _warn_of_models_around(model, outside)
         undo.pop_all()
 
 
-def _warn_of_models_around(model):
-    """Warns if a model may have been made from tensors of `model`."""
-    outside = keras_private.layers_outside(model)
-    if outside:
-        warnings.warn(
-            f"The layers {outside} were called on tensors of `model` "
-            f"{model.name!r}, outside of it. A model made so, "
-            "`keras.Model(model.input, outputs)`, does not call "
-            f"{model.name!r} and gets no penalty: if that is the model that "
-            "you train, attach to it.",
-            stacklevel=4,
-        )
+def _warn_of_models_around(model, outside):
+    """Warns that a model may have been made from tensors of `model`."""
+    warnings.warn(
+        f"The layers {outside} were called on tensors of {model.name!r}, "
+        "outside of it. `keras.Model(model.input, outputs)`, made from what "
+        f"they return, does not call {model.name!r} and trains without a "
+        "penalty. If you train that model, attach to it.",
+        stacklevel=4,
+    )
 
 
 def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
@@ -396,7 +395,8 @@ def detach(model: keras.Model, fold: bool = False) -> None:
 
     The model then holds nothing of this package. Its weights stay as they are,
     except with `fold`. If you detach a part of a model that has been trained
-    with it, compile the whole model again.
+    with it, compile the whole model again, unless an `IStarCallback` was in its
+    `fit`.
 
     Args:
         model: The model given to `attach`, or one that contains it.

@@ -63,12 +63,13 @@ _OUTPUT = "output"  # A value of `layers`: what the model returns.
 
 
 class _Chosen(NamedTuple):
-    """A call, the output of it that is taken, and its name in logs."""
+    """A call, its output that is taken, its name in logs, and what chose it."""
 
     scope: Scope
     call: Call
     output: int
     name: str
+    item: int | str
 
 
 def find_states(
@@ -206,9 +207,13 @@ def check_functional(model: keras.Model) -> None:
 
 
 def _choose(root, layers, line):
-    """The calls that `layers` asks for, each once, in the order they run."""
+    """The calls that `layers` asks for, each once.
+
+    They are in the order of `layers`; those of one item as they run.
+    """
     items = _parse(layers)
     chosen: dict[tuple[int, int], _Chosen] = {}
+    places: dict[tuple[int, int], int] = {}
     by_prefix: dict[tuple[str, ...], list] = {}
     for prefix, item in items:
         by_prefix.setdefault(prefix, []).append(item)
@@ -223,14 +228,14 @@ def _choose(root, layers, line):
                 )
             if known is None or known.name.startswith("layer_"):
                 chosen[key] = c
+            place = items.index((prefix, c.item))
+            places[key] = min(place, places.get(key, place))
     models = {id(c.scope.model): c.scope for c in chosen.values()}
     if len(models) > 1:
         raise _several(list(models.values()), items, line)
-    order = {
-        (id(scope), id(call)): i
-        for i, (scope, call) in enumerate(root.everything())
-    }
-    return sorted(chosen.values(), key=lambda c: order[id(c.scope), id(c.call)])
+    order = [(id(scope), id(call)) for scope, call in root.everything()]
+    in_order = sorted(chosen, key=lambda key: (places[key], order.index(key)))
+    return [chosen[key] for key in in_order]
 
 
 def _parse(layers):
@@ -290,7 +295,7 @@ def _choose_together(root, prefix, items, layers, line):
             if output is None:
                 raise _ambiguous_output(call, layers)
             _check_state(scope, call, output)
-            chosen.append(_Chosen(scope, call, output, prefix[-1]))
+            chosen.append(_Chosen(scope, call, output, prefix[-1], items[0]))
         return chosen
     raise _nothing_found(root, scopes, prefix, items, layers)
 
@@ -372,14 +377,15 @@ def _choose_in(scope, stack, items, layers):
             _check_seen(scope)
             for call in blocks if item == "all" else [_at(blocks, item)]:
                 name = f"layer_{index_of[id(call)]}"
-                chosen.setdefault(
-                    id(call), _Chosen(scope, call, _state_in(call), name)
-                )
+                c = _Chosen(scope, call, _state_in(call), name, item)
+                chosen.setdefault(id(call), c)
         else:
             for call in _named(calls, item, layers):
                 output = _output_of(scope, call)
                 name = "/".join((*stack, item))
-                chosen[id(call)] = _Chosen(scope, call, output, name)
+                c = _Chosen(scope, call, output, name, item)
+                first = chosen.get(id(call), c).item
+                chosen[id(call)] = c._replace(item=first)
     return list(chosen.values())
 
 

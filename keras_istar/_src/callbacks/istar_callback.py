@@ -73,7 +73,8 @@ class IStarCallback(IsotropyMonitor):
             KerasHub task, or a `tf.data` dataset, with or without labels. It is
             read anew at every pass, from its start; copies of the callback
             share it.
-        max_tokens: Number of tokens to use, counted once in every state. The
+        max_tokens: Number of tokens to use. Each counts once for every state:
+            with 12 states, 250,000 are about 21,000 tokens of text. The
             pass ends with the batch that reaches it. None uses all.
         update_freq: `"epoch"`, or the number of batches between passes, counted
             anew in every epoch. With `"start"`, the pass at the start of
@@ -164,7 +165,7 @@ class IStarCallback(IsotropyMonitor):
             layer.join(model)
 
     def _find_watched(self):
-        layers = keras_private.find_layers(self.model, IStarRegularization)
+        layers = self._attached()
         if not layers:
             raise ValueError(
                 "`IStarCallback` needs a model with an `IStarRegularization` "
@@ -186,26 +187,31 @@ class IStarCallback(IsotropyMonitor):
         if isinstance(self.update_freq, int) and (
             self._first_batch // self.update_freq
             != (batch + 1) // self.update_freq
-            and self._is_watching()
         ):
-            self._run_pass()
+            self._observe()
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        if self._is_watching() and self.update_freq != "start":
+        if self.update_freq != "start":
             super().on_epoch_end(epoch, logs)
+        elif self._attached() != self._watched:
+            self._observe()
 
     def on_train_end(self, logs: Logs = None) -> None:
         super().on_train_end(logs)
         if self._has_hooked:
             train_steps.unhook(self.model)
 
-    def _is_watching(self):
-        """Whether layers are left; those attached since have their pass now."""
-        layers = keras_private.find_layers(self.model, IStarRegularization)
-        if layers and layers != self._watched:
-            self._join_layers(self.model)
-            self._watch()
-        return bool(layers)
+    def _attached(self):
+        return keras_private.find_layers(self.model, IStarRegularization)
+
+    def _observe(self):
+        layers = self._attached()
+        if not layers:  # They were detached since training began.
+            return {}
+        if layers == self._watched:
+            return super()._observe()
+        self._join_layers(self.model)
+        return self._watch()
 
     def _run_pass(self):
         """Runs a pass, and sets Σ_S of every layer."""

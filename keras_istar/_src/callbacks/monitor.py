@@ -79,7 +79,8 @@ class IsotropyMonitor(keras.callbacks.Callback):
             share it.
         layers: Which hidden states, as in `attach`.
         measures: Names of measures, see `measure`, or `"all"`.
-        max_tokens: Number of tokens to use, counted once in every state. The
+        max_tokens: Number of tokens to use. Each counts once for every state:
+            with 12 states, 250,000 are about 21,000 tokens of text. The
             pass ends with the batch that reaches it. None uses all.
         batch_size: Examples in a batch, where `data` does not come in batches,
             rounded up to a multiple of the model's replicas.
@@ -168,10 +169,11 @@ class IsotropyMonitor(keras.callbacks.Callback):
         if keras_data.count_examples(self.model, self.data) == 0:
             raise self._empty_data_error()
         self._said_fewer = self._said_collapse = False
+        self._start: dict[Any, dict[str, float]] = {}
         self._watch()
 
-    def _watch(self):
-        """Finds the layers to watch, and runs the pass they begin with."""
+    def _watch(self) -> dict[Any, dict[str, TokenStatistics]]:
+        """Finds the layers to watch; runs the pass that they begin with."""
         self._watched = self._find_watched()
         make_statistic: Callable[..., Any] = RunningMoments
         if not table.needs_only_moments(self.measures):
@@ -185,13 +187,15 @@ class IsotropyMonitor(keras.callbacks.Callback):
             show_progress=bool(self.verbose),
             make_statistic=make_statistic,
         )
-        self._start = {
-            layer: _signs_of_collapse(states)
-            for layer, states in self._run_pass().items()
-        }
+        found = self._run_pass()
+        for layer, states in found.items():
+            self._start.setdefault(layer, _signs_of_collapse(states))
+        return found
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        found = self._run_pass()
+        found = self._observe()
+        if not found:
+            return
         numbers: dict[str, float] = {}
         for layer, states in found.items():
             numbers |= self._numbers(layer, states)
@@ -224,6 +228,10 @@ class IsotropyMonitor(keras.callbacks.Callback):
         return probed(
             self.model, self.layers, self.mask, self.pooling, probe=probe
         )
+
+    def _observe(self) -> dict[Any, dict[str, TokenStatistics]]:
+        """Runs a pass over what is to be watched now; empty if that is none."""
+        return self._run_pass()
 
     def _run_pass(self) -> dict[Any, dict[str, TokenStatistics]]:
         """Runs a pass; returns each layer's statistics of its states and union.

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_istar._src import validation
 from keras_istar._src.types import Tensor
 
 
@@ -21,6 +22,18 @@ def add_replicas(local: Tensor) -> Tensor:
     """Sum of a tensor over all replicas, the same on each; differentiable."""
     replicas = current_replicas()
     return local if replicas is None else replicas.all_reduce(local)
+
+
+def check_sync(sync: bool) -> bool:
+    """Returns the argument `sync`; raises where it could have no effect."""
+    sync = validation.check_bool("sync", sync)
+    if not sync and keras.distribution.distribution() is not None:
+        raise ValueError(
+            "`sync` must be True under `keras.distribution`, where all devices "
+            "run one program and their tokens are one cloud. "
+            f"Received: sync={sync}"
+        )
+    return sync
 
 
 class ReplicaSeedGenerator(keras.random.SeedGenerator):

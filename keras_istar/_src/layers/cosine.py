@@ -5,8 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_istar._src import validation
 from keras_istar._src.compat.distribution import add_replicas
+from keras_istar._src.compat.distribution import check_sync
 from keras_istar._src.layers.base import HiddenStateRegularization
 from keras_istar._src.score import moments
 from keras_istar._src.score.moments import moments_dtype
@@ -36,7 +36,8 @@ class CosineRegularization(HiddenStateRegularization):
 
     Args:
         strength: Any finite number, 1 in the paper.
-        sync: Whether the tokens of all replicas are one cloud.
+        sync: Whether the tokens of all replicas are one cloud. Must be True
+            under `keras.distribution`.
         **kwargs: `name`, `dtype` and the like, see `keras.layers.Layer`.
 
     Call arguments:
@@ -67,7 +68,7 @@ class CosineRegularization(HiddenStateRegularization):
 
     def __init__(self, strength: float = 1.0, sync: bool = True, **kwargs: Any):
         super().__init__(strength, **kwargs)
-        self.sync = validation.check_bool("sync", sync)
+        self.sync = check_sync(sync)
 
     def measure(self, hidden_states: list[Tensor], masks: list) -> Tensor:
         sums = sum(map(_direction_sums, hidden_states, masks))

@@ -89,7 +89,8 @@ def measure(
             KerasHub task, or a `tf.data` dataset, with or without labels.
         layers: Which hidden states, as in `attach`; for a subclassed model with
             several such layers, the name of one.
-        max_tokens: Number of tokens to use, counted once in every state. The
+        max_tokens: Number of tokens to use. Each counts once for every state:
+            with 12 states, 250,000 are about 21,000 tokens of text. The
             pass ends with the batch that reaches it. None uses all.
         measures: `"all"`, or names of measures; others are not computed.
             `"all"` leaves `twonn` out, with a note in the report, where

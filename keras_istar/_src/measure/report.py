@@ -181,12 +181,13 @@ class IsotropyReport:
         is replaced only when the new one is complete.
 
         Args:
-            path: File to write; `.htm` and capitals make a page as well.
+            path: File to write. An ending of `.htm`, or of capitals, makes a
+                page as well; digits are no ending, as in `"minilm-v1.0"`.
             before: An earlier report that the page shows beside this one, with
                 the differences. For `.html` only.
 
         Raises:
-            ValueError: If `path` is no path or ends in something else, or
+            ValueError: If `path` is no path or has another ending, or
                 `before` is no report or is given for another kind of file.
             FileNotFoundError: If the folder does not exist.
             ImportError: If a package that the page needs is not installed.
