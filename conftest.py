@@ -1,10 +1,17 @@
 """What runs the examples in docstrings and in the documentation."""
 
-import keras
-import numpy as np
-import pytest
+import os
 
-import keras_istar
+# Tests compile many small programs and run each of them a few times: optimizing
+# their machine code takes longer than it saves. The backend reads this when
+# Keras imports it, and what tests start inherits it.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import keras_istar  # noqa: E402
 
 try:
     from sybil import Sybil

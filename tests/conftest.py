@@ -6,16 +6,11 @@ import subprocess
 import sys
 import textwrap
 
-# Tests compile many small programs and run each of them a few times, so that
-# optimizing machine code takes longer than it saves. Read by the backend when
-# Keras imports it; what tests start inherits it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-
-import hypothesis  # noqa: E402
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from vocabulary import VOCABULARY  # noqa: E402
+import hypothesis
+import keras
+import numpy as np
+import pytest
+from vocabulary import VOCABULARY
 
 BACKEND = keras.backend.backend()
 

@@ -86,9 +86,15 @@ def classifier(tiny_classifier):
 def test_texts_of_a_task(classifier, pandas):
     y = np.arange(12) % 2
     expected, _ = _scores(classifier, TEXTS, y, "all")
-    for kind, column in TEXT_COLUMNS.items():
+    for column in (TEXT_COLUMNS["list"], TEXT_COLUMNS["column"]):
         seen = _scores(classifier, column(pandas), y, "all")
-        assert seen == pytest.approx([expected] * 2, rel=1e-4), kind
+        assert seen == pytest.approx([expected] * 2, rel=1e-4)
+    for kind, column in TEXT_COLUMNS.items():
+        report = keras_istar.measure(
+            classifier, column(pandas), measures=["isoscore"], verbose=0
+        )
+        seen = report.rows[-1].values["isoscore"]
+        assert seen == pytest.approx(expected, rel=1e-4), kind
 
 
 def test_pairs_of_columns_of_a_task(classifier, pandas):

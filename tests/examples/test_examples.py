@@ -224,14 +224,14 @@ needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="needs PyTorch"
 )
 SHOWS = [
-    quickstart,
+    pytest.param(quickstart, marks=pytest.mark.slow),
     pytest.param(kerashub_classifier, marks=pytest.mark.slow),
-    measure_and_compare,
+    pytest.param(measure_and_compare, marks=pytest.mark.slow),
     subclassed_model,
     own_regularizer,
     pytest.param(tensorboard_logs, marks=pytest.mark.slow),
     pytest.param(mirrored_strategy, marks=pytest.mark.slow),
-    jax_data_parallel,
+    pytest.param(jax_data_parallel, marks=pytest.mark.slow),
     pytest.param(torch_ddp, marks=needs_torch),
     pytest.param(multi_worker, marks=pytest.mark.slow),
     pytest.param(masked_language_model, marks=pytest.mark.slow),

@@ -60,7 +60,9 @@ def test_batches_are_cut_to_their_longest_example(rng):
     assert whole[0]["token_ids"].shape[1] == 10
 
 
-@pytest.mark.parametrize("regularizer", ["isobn", "none"])
+@pytest.mark.parametrize(
+    "regularizer", ["isobn", pytest.param("none", marks=pytest.mark.slow)]
+)
 def test_head_is_trained_as_the_classifier_will_use_it(regularizer, rng):
     """DistilBERT's head has a dense layer before the sentence embedding."""
     from finetuning import recipe

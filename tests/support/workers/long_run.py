@@ -1,4 +1,4 @@
-"""Trains a tiny attached model for 2,000 steps, with a pass every 40.
+"""Trains a tiny attached model for 1,280 steps, with a pass every 40.
 
 Arguments: the file to write, the folder of event files. What is saved has one
 row for each 80 steps, which are an epoch.
@@ -13,7 +13,7 @@ import numpy as np
 
 import keras_istar
 
-EPOCHS, STEPS, BATCH = 25, 80, 2
+EPOCHS, STEPS, BATCH = 16, 80, 2
 
 
 class Traced(keras.layers.Layer):
