@@ -222,7 +222,7 @@ def _file(path):
     """Rows of a tab-separated file."""
     lines = [line.split("\t") for line in _read_lines(path)]
     _check_widths(path, lines)
-    _check_first(path, lines)
+    _refuse_header(path, lines)
     classes = sorted({label for label, *_ in lines})
     return classes, _split(_table_rows(lines, classes))
 
@@ -238,7 +238,7 @@ def _folder(path):
     ]
     lines = list(itertools.chain(*parts))
     _check_widths(path, lines)
-    _check_first(path, parts[0])
+    _refuse_header(path, parts[0])
     classes = sorted({label for label, *_ in parts[0]})
     others = sorted({label for label, *_ in lines}.difference(classes))
     if others:
@@ -270,14 +270,15 @@ def _check_widths(path, lines):
         )
 
 
-def _check_first(path, lines):
+def _refuse_header(path, lines):
     """Refuses a header, whose first field would be a class of its own."""
     counts = collections.Counter(label for label, *_ in lines)
     first, *others = counts.values() or [0]
     if first == 1 and others and min(others) > 1:
         raise UserError(
-            f"the first line of {path} is the only one with its label: remove "
-            f"it if it is a header. Received: {' <tab> '.join(lines[0]):.80}"
+            f"the first training line of {path} is the only one with its "
+            "label: remove it if it is a header, else move it further down. "
+            f"Received: {' <tab> '.join(lines[0]):.80}"
         )
 
 

@@ -10,7 +10,8 @@ runs of a task are lanes of one `jax.vmap`: they share compiled code and differ
 in numbers. Runs of one seed start from the same head, trained on the features
 of the encoder as it is, and have the same examples in the same order and the
 same dropout. Several processes, one for each task, can share the GPU. Runs
-that are in the file of results are not done again.
+that are in the file of results are not done again; another encoder needs
+another file.
 
 Nothing is trained on the validation part. The summary chooses methods by it, in
 each seed that all methods have, and judges them on the test part.
@@ -110,7 +111,7 @@ class Options:
     dtype_policy: str = option(
         "runs",
         "Keras dtype policy (default: %(default)s)",
-        "mixed_bfloat16",
+        lines.DTYPE_POLICY,
     )
 
 
@@ -124,8 +125,9 @@ def run(options: Options) -> None:
     if not options.tasks:
         raise UserError("`--tasks` must name a task. Received: none")
     path = Path(options.output)
-    append(path, "")  # Fails before training if it cannot be written.
-    done = set(map(lines.key_of, lines.read(path)))
+    # Fails before training if the file cannot be written, or read.
+    append(path, "")
+    lines.read(path)
     # They need a backend, which is chosen by now.
     import keras
 
@@ -135,19 +137,16 @@ def run(options: Options) -> None:
     keras.config.set_dtype_policy(options.dtype_policy)
     # It has no dropout of attention, which training needs.
     keras.config.disable_flash_attention()
-    runs = [
-        Run(method, seed)
-        for method in options.methods
-        for seed in range(method.seeds)
-    ]
-    for task in options.tasks:
+    for task in dict.fromkeys(options.tasks):
         plan = make_plan(task, options.steps)
-        setting = lines.setting(task, plan.steps)
-        missing = [
-            run
-            for run in runs
-            if (setting, str(run.method), run.seed) not in done
-        ]
+        setting = lines.setting(task, plan.steps, options.dtype_policy)
+        runs = {
+            (setting, str(method), seed): Run(method, seed)
+            for method in options.methods
+            for seed in range(method.seeds)
+        }
+        done = set(map(lines.key_of, lines.read(path)))
+        missing = [run for key, run in runs.items() if key not in done]
         if not missing:
             print(f"{setting}: {path} holds all runs")
             continue

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import keras
 import numpy as np
 from finetuning import scores
 
@@ -209,6 +210,7 @@ class Experiment:
             "steps": self.steps,
             "batch_size": BATCH_SIZE,
             "learning_rate": self.learning_rate,
+            "dtype_policy": keras.config.dtype_policy().name,
             "examples": {
                 part: len(getattr(self.data, part).labels)
                 for part in arrays.PARTS

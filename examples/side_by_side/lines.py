@@ -8,6 +8,8 @@ from finetuning.command_line import UserError
 
 from side_by_side.methods import Method
 
+DTYPE_POLICY = "mixed_bfloat16"  # Where a line, or the user, says nothing.
+
 Line = dict[str, Any]
 
 
@@ -53,10 +55,18 @@ def key_of(line: Line) -> tuple[str, str, int]:
 
 def setting_of(line: Line) -> str:
     """What compared runs share, see `setting`."""
-    return setting(line["task"], line["steps"], "validation" in line)
+    dtype_policy = line.get("dtype_policy", DTYPE_POLICY)
+    is_held_out = "validation" in line
+    return setting(line["task"], line["steps"], dtype_policy, is_held_out)
 
 
-def setting(task: str, steps: int, is_held_out: bool = True) -> str:
-    """The task, the number of steps, and which part they did not see."""
-    held_out = ", validation part held out" if is_held_out else ""
-    return f"{task}, {steps} steps{held_out}"
+def setting(
+    task: str, steps: int, dtype_policy: str, is_held_out: bool = True
+) -> str:
+    """The task, how its runs were trained, and on which part they were not."""
+    parts = [task, f"{steps} steps"]
+    if dtype_policy != DTYPE_POLICY:
+        parts.append(dtype_policy)
+    if is_held_out:
+        parts.append("validation part held out")
+    return ", ".join(parts)

@@ -55,10 +55,10 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
     output = tmp_path / "results.jsonl"
     command = [
         *(sys.executable, Path(program.__file__).parent),
-        *("--arrays", tmp_path, "--output", output, "--tasks", "toy"),
+        *("--arrays", tmp_path, "--output", output, "--tasks", "toy", "toy"),
         *("--steps", "60", "--side-by-side", "3"),
         *("--dtype-policy", "float32", "--methods", "none,seeds=2"),
-        *("istar:target=0.5x,strength=1000", "istar:-100"),
+        *("istar:target=0.5x,strength=1000", "istar:-100", "istar:0"),
     ]
     environment = os.environ | {"KERAS_BACKEND": "jax"}
     subprocess.run(command, env=environment, check=True)
@@ -87,7 +87,7 @@ def test_runs_of_a_small_encoder(tmp_path, rng):
     assert abs(target - goal) < abs(none - goal)
     assert plain < none
     table = summary.write(str(output))
-    assert "**toy, 60 steps, validation part held out**; IsoScore" in table
+    assert "**toy, 60 steps, float32, validation part held out**;" in table
     assert "| I-STAR | 2 |" in table
 
 

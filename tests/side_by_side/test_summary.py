@@ -186,15 +186,16 @@ def test_table_needs_results(tmp_path):
         summary.write(str(path))
 
 
-def test_runs_of_other_lengths_are_apart():
+def test_runs_of_other_lengths_or_dtypes_are_apart():
     runs = [
-        _line("none", 0, 0.5, steps=steps, task=task)
-        for task in ("rte", "mrpc")
+        _line("none", 0, 0.5, steps=steps, dtype_policy=dtype_policy)
+        for dtype_policy in ("mixed_bfloat16", "float32")
         for steps in (550, 60)
     ]
     table = summary.markdown(runs)
     assert table.count("| none | 1 |") == 4
-    assert "**mrpc, 60 steps**" in table
+    assert "**rte, 60 steps**" in table
+    assert "**rte, 60 steps, float32**" in table
 
 
 DAMAGE = {
