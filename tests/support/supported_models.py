@@ -50,7 +50,7 @@ PYTHONPATH=. python tests/support/supported_models.py --write docs/supported_mod
 - *Fits*: a step of training changes the weights.
 - *Same texts*: greedy generation gives the same before `attach`, while attached, and after `detach`.
 - *Plain file*: a `.keras` file saved while attached loads as a model that holds nothing of this package and gives the same outputs.
-- *Tasks*: those for which all of this was found as well; what was otherwise follows a dash.
+- *Tasks*: those for which all of this was found as well; a dash introduces what differs.
 - An error in a cell is KerasHub's own: it is raised without `attach`, too.
 
 {table}
