@@ -162,3 +162,56 @@ def test_measured_is_what_the_unmasked_points_are(cloud, batch_size, shrinkage):
             del expected["isoscore_star"]  # Of whatever rounding left.
         for name, value in expected.items():
             assert row.values[name] == pytest.approx(value, rel=1e-3, abs=2e-4)
+
+
+def _with_call(call):
+    class Own(keras.Model):
+        pass
+
+    Own.call = call
+    inputs = keras.Input((6, 4))
+    hidden = keras.layers.Dense(5, name="block")(inputs)
+    return Own, Own(inputs, keras.layers.Dense(1, name="head")(hidden))
+
+
+def _calls_layers(self, x, training=None, mask=None):
+    return self.get_layer("head")(self.get_layer("block")(x))
+
+
+def _drops_training(self, x, training=None, mask=None):
+    return super(type(self), self).call(x)
+
+
+def _passes_on(self, x, training=None, mask=None):
+    return super(type(self), self).call(2 * x, training=training)
+
+
+def _fails(self, x, training=None, mask=None):
+    raise TypeError("values are needed")
+
+
+@pytest.mark.parametrize(
+    "call, received",
+    [
+        (_calls_layers, "`call` does not$"),
+        (_drops_training, "does not pass `training` on$"),
+    ],
+)
+def test_a_call_that_leaves_out_the_graph_is_refused(call, received):
+    kind, model = _with_call(call)
+    with pytest.raises(ValueError, match=received):
+        keras_istar.attach(model, "block")
+    inputs = keras.Input((6, 4))
+    outer = keras.Model(inputs, model(inputs))
+    with pytest.raises(ValueError, match=f"model of type {kind.__name__}"):
+        keras_istar.attach(outer, "block")
+    assert not hasattr(model, "istar")
+    assert len(model.weights) == 4
+
+
+@pytest.mark.parametrize("call", [_passes_on, _fails])
+def test_a_call_that_may_run_the_graph_is_left_alone(call):
+    _, model = _with_call(call)
+    keras_istar.attach(model, "block")
+    keras_istar.detach(model)
+    assert len(model.weights) == 4

@@ -290,3 +290,144 @@ def test_wrong_masks_leave_the_model_as_it_was(mask, message):
     assert message in str(error.value)
     assert (dict(vars(model)), len(model.weights)) == before
     keras_istar.attach(model, "encoder", mask=False, strength=-1.0)
+
+
+class Block(keras.layers.Layer):
+    """Looks at its own tokens, and at those of a memory."""
+
+    def call(self, x, padding_mask=None, memory=None, memory_mask=None):
+        return ops.tanh(2.0 * x)
+
+    def compute_output_shape(self, shape, *others):
+        return shape
+
+
+def _sequences(rng, **lengths):
+    """Inputs, and values of each, with a mask beside it."""
+    inputs, values = {}, {}
+    for name, length in lengths.items():
+        mask = f"{name}_padding_mask"
+        inputs[name] = keras.Input((length, 4), name=name)
+        inputs[mask] = keras.Input((length,), name=mask)
+        number = length or LENGTH
+        values[name] = rng.normal(size=(8, number, 4)).astype("float32")
+        counts = rng.integers(2, number, size=(8, 1))
+        values[mask] = (np.arange(number) < counts).astype("float32")
+    return inputs, values
+
+
+def _penalty_of(model, inputs, values, layers):
+    """What was logged, and the states that were scored."""
+    keras_istar.attach(model, layers, strength=1.0)
+    states = keras.Model(inputs, model.get_layer(layers).output)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    logs = model.fit(values, np.zeros((8, 1)), batch_size=8, verbose=0).history
+    return logs["istar_penalty"][0], states.predict(values, verbose=0)
+
+
+def _means(*states):
+    pooled = [keras.layers.GlobalAveragePooling1D()(x) for x in states]
+    return keras.layers.Dense(1)(sum(pooled))
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+@pytest.mark.parametrize("names", [("text", "context"), ("a", "layer"), "qd"])
+def test_a_block_has_the_mask_that_it_is_given(rng, names, is_named):
+    inputs, values = _sequences(rng, **dict.fromkeys(names, LENGTH))
+    states = []
+    for name in names:
+        mask = inputs[f"{name}_padding_mask"]
+        given = {"padding_mask": mask} if is_named else {}
+        args = () if is_named else (mask,)
+        states.append(Block(name=f"{name}_block")(inputs[name], *args, **given))
+    model = keras.Model(list(inputs.values()), _means(*states))
+    _, second = names
+    flat = list(values.values())
+    penalty, states = _penalty_of(
+        model, list(inputs.values()), flat, f"{second}_block"
+    )
+    mask = values[f"{second}_padding_mask"]
+    assert penalty == pytest.approx(
+        oracle.penalty(states[mask > 0], 1.0), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("length", [None, LENGTH])
+def test_a_mask_of_an_input_that_the_block_does_not_see(rng, length):
+    inputs, values = _sequences(rng, text=length)
+    mask = inputs.pop("text_padding_mask")
+    inputs |= {"padding_mask": mask, "audio": keras.Input((length, 4))}
+    values["padding_mask"] = values.pop("text_padding_mask")
+    values["audio"] = rng.normal(size=(8, LENGTH, 4)).astype("float32")
+    text = inputs["text"] * ops.expand_dims(mask, -1)
+    text = keras.layers.Dense(4, "tanh", name="text_block")(text)
+    audio = keras.layers.Dense(4, "tanh", name="audio_block")(inputs["audio"])
+    order = ["text", "padding_mask", "audio"]
+    inputs = [inputs[name] for name in order]
+    values = [values[name] for name in order]
+    model = keras.Model(inputs, _means(text, audio))
+    penalty, states = _penalty_of(model, inputs, values, "audio_block")
+    expected = oracle.penalty(states.reshape(-1, 4), 1.0)
+    assert penalty == pytest.approx(expected, abs=1e-5)
+    keras_istar.detach(model)
+    penalty, states = _penalty_of(model, inputs, values, "text_block")
+    expected = oracle.penalty(states[values[1] > 0], 1.0)
+    assert penalty == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_mask_of_the_memory_is_not_that_of_the_block(rng):
+    inputs, values = _sequences(rng, x=LENGTH, memory=LENGTH)
+    del inputs["x_padding_mask"], values["x_padding_mask"]
+    states = Block(name="block")(
+        inputs["x"],
+        memory=inputs["memory"],
+        memory_mask=inputs["memory_padding_mask"],
+    )
+    model = keras.Model(inputs, _means(states))
+    penalty, states = _penalty_of(model, inputs, values, "block")
+    expected = oracle.penalty(states.reshape(-1, 4), 1.0)
+    assert penalty == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
+@pytest.mark.parametrize("name", ["padding_mask", "attention_mask"])
+def test_a_mask_has_the_name_by_which_the_model_takes_it(rng, name):
+    inputs, values = _sequences(rng, x=LENGTH)
+    values[name] = values.pop("x_padding_mask")
+    inputs = {"x": inputs["x"], name: keras.Input((LENGTH,))}
+    states = keras.layers.Dense(4, "tanh", name="block")(inputs["x"])
+    weighted = states * ops.expand_dims(inputs[name], -1)
+    model = keras.Model(inputs, _means(weighted))
+    penalty, states = _penalty_of(model, inputs, values, "block")
+    expected = oracle.penalty(states[values[name] > 0], 1.0)
+    assert penalty == pytest.approx(expected, abs=1e-5)
+
+
+def _embedded(inputs):
+    return keras.layers.Embedding(9, 4)(inputs)
+
+
+LOST = {
+    "ids that are floats": (keras.Input((LENGTH,)), _embedded),
+    "ids of pairs": (
+        keras.Input((2, LENGTH), dtype="int32"),
+        lambda x: keras.layers.Reshape((2 * LENGTH, 4))(_embedded(x)),
+    ),
+    "a mask that an operation drops": (
+        keras.Input((LENGTH, 4)),
+        lambda x: keras.layers.Masking()(x) + 1.0,
+    ),
+    "a mask that a layer drops": (
+        keras.Input((LENGTH, 4)),
+        lambda x: keras.layers.Lambda(ops.tanh)(keras.layers.Masking()(x)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_the_user_is_asked_where_a_mask_was_lost(name):
+    inputs, function = LOST[name]
+    states = keras.layers.Dense(4, name="block")(function(inputs))
+    model = keras.Model(inputs, _means(states))
+    with pytest.warns(UserWarning, match="No padding mask was found for block"):
+        keras_istar.attach(model, "block")

@@ -251,3 +251,44 @@ def test_evaluation_of_ones_own_logs_no_training_values(form, data):
         "val_loss",
         "val_mae",
     }
+
+
+class CallsAgain(keras.Model):
+    """Calls the model twice before it asks for the loss."""
+
+    modes = (True, False)
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        x, y = data
+        with tf.GradientTape() as tape:
+            outputs = [self(x, training=mode) for mode in self.modes]
+            loss = self.compute_loss(y=y, y_pred=outputs[0])
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        for metric in self.metrics:
+            if metric.name == "loss":
+                metric.update_state(loss)
+        return {m.name: m.result() for m in self.metrics}
+
+
+class CallsTwice(CallsAgain):
+    modes = (True, True)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a step of TensorFlow")
+@pytest.mark.parametrize("kind", [CallsAgain, CallsTwice])
+def test_steps_that_call_the_model_twice(kind, rng):
+    x = rng.normal(size=(8, 6, 4)).astype("float32")
+    inputs = keras.Input((6, 4))
+    hidden = keras.layers.Dense(5, name="block")(inputs)
+    model = kind(inputs, keras.layers.Dense(1)(hidden))
+    keras_istar.attach(model, "block", strength=2.0)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    y = model.predict(x, verbose=0)  # The task's own loss is 0.
+    logs = model.fit(x, y, batch_size=8, verbose=0).history
+    states = keras.ops.convert_to_numpy(model.get_layer("block")(x))
+    expected = sum(kind.modes) * oracle.penalty(states.reshape(-1, 5), 2.0)
+    assert logs["loss"] == [pytest.approx(expected, abs=1e-5)]
+    assert logs["istar_penalty"] == [pytest.approx(expected, abs=1e-5)]

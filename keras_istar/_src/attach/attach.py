@@ -261,6 +261,8 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
         layers = regularizer.default_layers
     states = find_states(model, layers, mask, line)
     check_poolable(pooling, states.names, states.shapes)
+    for called in (model, states.owner):
+        _check_call(called)
     name = regularizer.default_name
     if name in keras_private.attached_layers(states.owner):
         raise _already_attached(model, states.owner)
@@ -282,6 +284,22 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
         if not regularizer.built:
             regularizer.build(_pooled_shapes(states.shapes, pooling))
         _attach_layer(model, states, name, regularizer, pooling, undo)
+
+
+def _check_call(model):
+    """Raises if a user's `call` leaves out the graph, or `training`."""
+    if not keras_private.has_own_call(model):
+        return
+    seen = keras_private.run_graph(model)
+    if seen is not None and not any(seen):
+        raise ValueError(
+            "The `call` of `model` must run `super().call(inputs, "
+            "training=training)`, for what is attached runs with the graph. "
+            "Else call an `IStarRegularization` layer in it. "
+            f"{validation.see_guide('subclassed-models')}. "
+            f"Received: model of type {type(model).__name__}, whose `call` "
+            f"{'does not pass `training` on' if seen else 'does not'}"
+        )
 
 
 def _pooled_shapes(shapes, pooling):

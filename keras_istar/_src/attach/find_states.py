@@ -616,8 +616,9 @@ def _warn_of_padding(owner, names):
     example = ids[0] if ids else "token_ids"
     warnings.warn(
         f"No padding mask was found for {', '.join(names)} of "
-        f"{owner.model.name!r}, which come from token ids: padding counts as "
-        f'tokens. Say what it is, such as `mask={{"{example}": 0}}` if its id '
+        f"{owner.model.name!r}, which come from token ids or from tensors with "
+        f"a mask: padding counts as tokens. "
+        f'Say what it is, such as `mask={{"{example}": 0}}` if its id '
         f"is 0, or `mask=False` if there is none. {see_guide('padding')}",
         stacklevel=2,
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -87,7 +88,11 @@ class Padding:
         return None
 
     def lacks_mask(self, call: Call, state: Any) -> bool:
-        """Whether `state` comes from token ids without any mask of padding."""
+        """Whether `state` has lost a mask of padding, or never had one.
+
+        It should have one if it comes from token ids, or from tensors as long
+        as it is that have a Keras mask.
+        """
         if self.mask is False or keras_private.keras_mask(state) is not None:
             return False
         # Whether a composite layer passes its mask on shows when it runs.
@@ -95,7 +100,10 @@ class Padding:
             keras_private.keras_mask(x) is not None for x in call.inputs
         ):
             return False
-        return _comes_from_ids(self._scope, call.node.input_tensors)
+        before = _nodes_before(self._scope.model, call.node.input_tensors)
+        return any(
+            _embeds_ids(node) or _has_mask(node, state) for node in before
+        ) or _comes_from_ids(self._scope, call.node.input_tensors)
 
     def _fits(self, source, call, state):
         """Whether a mask has the shape of a state, as far as can be known."""
@@ -136,7 +144,8 @@ class Padding:
 
 def _chosen_source(model, mask):
     inputs = keras_private.inputs_of(model)
-    by_name = {x.name: x for x in inputs}
+    names = keras_private.input_names(model)
+    by_name = dict(zip(names, inputs, strict=True))
     if callable(mask):
         return MaskSource(
             "the function `mask`",
@@ -169,27 +178,87 @@ def _chosen_source(model, mask):
 
 
 def _candidates(model, call):
-    """Masks by their names: inputs of the model, and arguments of the block.
+    """Masks by their names: arguments of the block, and inputs of the model.
 
     Encoder-decoders name theirs `encoder_padding_mask` and
     `decoder_padding_mask`, and their blocks likewise.
     """
-    for tensor in keras_private.inputs_of(model):
-        side, found, _ = tensor.name.partition("padding_mask")
-        if found and side.strip("_") in call.layer.name:
-            yield MaskSource(f"input {tensor.name!r}", [tensor], _same)
-    given = call.node.arguments.kwargs
-    for name, tensor in given.items():
-        is_other_side = name.startswith("encoder") and any(
+    inputs = keras_private.inputs_of(model)
+    names = {id(x): x.name for x in inputs}
+    given = keras_private.named_arguments_of(call.node)
+    for name in sorted(filter(_is_mask_name, given), key=_place_of):
+        tensor = given[name]
+        if not isinstance(tensor, keras.KerasTensor):
+            continue
+        if name.startswith("encoder") and any(
             other.startswith("decoder") for other in given
-        )
-        if (
-            name.endswith("mask")
-            and isinstance(tensor, keras.KerasTensor)
-            and not is_other_side
         ):
-            words = f"argument {name!r} of {call.node.operation.name!r}"
-            yield MaskSource(words, [tensor], _same)
+            continue
+        words = f"argument {name!r} of {call.node.operation.name!r}"
+        if id(tensor) in names:
+            words = f"input {names[id(tensor)]!r}"
+        yield MaskSource(words, [tensor], _same)
+    words_of_call = _words(call.layer.name) | _words(call.node.operation.name)
+    dependencies = _dependencies(model)
+    for tensor, key in zip(
+        inputs, keras_private.input_names(model), strict=True
+    ):
+        for kind in _INPUT_MASKS:
+            side, found, _ = key.partition(kind)
+            if (
+                found
+                and _words(side) <= words_of_call
+                and _belongs_to(tensor, call, model, dependencies)
+            ):
+                yield MaskSource(f"input {key!r}", [tensor], _same)
+
+
+_INPUT_MASKS = ("padding_mask", "attention_mask")
+# Of a block that takes several masks, those of its own tokens come first.
+_OWN_MASKS = ("query_mask", "decoder_padding_mask", "padding_mask", "mask")
+# Names of the sequence that a block looks at, not of its own.
+_OTHER_SEQUENCES = {"key", "value", "memory", "context", "cross"}
+
+
+def _is_mask_name(name):
+    return name.endswith("mask") and not _words(name) & _OTHER_SEQUENCES
+
+
+def _place_of(name):
+    return _OWN_MASKS.index(name) if name in _OWN_MASKS else len(_OWN_MASKS)
+
+
+def _words(name):
+    return set(filter(None, re.split(r"[_/\d]+", name)))
+
+
+def _dependencies(model):
+    """`id` of a tensor of the graph -> those of the inputs that it needs."""
+    needed = {id(x): {id(x)} for x in keras_private.inputs_of(model)}
+    for node in keras_private.nodes(model):
+        found = set().union(
+            *(needed.get(id(x), set()) for x in node.input_tensors)
+        )
+        needed |= {id(x): found for x in node.outputs}
+    return needed
+
+
+def _belongs_to(mask, call, model, dependencies):
+    """Whether an input is the mask of the sequence that a block is given.
+
+    It is if the block depends on it, if the model combines it with an input
+    that the block depends on, or if the model does not use it.
+    """
+    own = set().union(
+        *(dependencies.get(id(x), set()) for x in call.node.input_tensors)
+    )
+    combined = set()
+    for node in keras_private.nodes(model):
+        given = [dependencies.get(id(x), set()) for x in node.input_tensors]
+        if {id(mask)} in given:
+            combined |= set().union(*given)
+    partners = combined - {id(mask)}
+    return id(mask) in own or not partners or not own or bool(partners & own)
 
 
 def _same(mask):
@@ -198,18 +267,11 @@ def _same(mask):
 
 def _comes_from_ids(scope, tensors):
     """Whether tensors of a graph depend on integers `(batch, length)`."""
-    inputs = keras_private.inputs_of(scope.model)
-    dependencies = {id(x): {id(x)} for x in inputs}
-    for node in keras_private.nodes(scope.model):
-        found = set()
-        for x in node.input_tensors:
-            found |= dependencies.get(id(x), set())
-        for x in node.outputs:
-            dependencies[id(x)] = found
-    needed = set()
-    for x in tensors:
-        needed |= dependencies.get(id(x), set())
-    inputs = [x for x in inputs if id(x) in needed]
+    dependencies = _dependencies(scope.model)
+    needed = set().union(*(dependencies.get(id(x), set()) for x in tensors))
+    inputs = [
+        x for x in keras_private.inputs_of(scope.model) if id(x) in needed
+    ]
     if any(_are_ids(x) for x in inputs):
         return True
     if scope.around is None:
@@ -219,6 +281,34 @@ def _comes_from_ids(scope, tensors):
     if any(keras_private.keras_mask(x) is not None for x in outer):
         return False
     return _comes_from_ids(scope.around, outer)
+
+
+def _nodes_before(model, tensors):
+    """Nodes of the graph that `tensors` are computed by."""
+    wanted = {id(x) for x in tensors}
+    nodes = []
+    for node in reversed(keras_private.nodes(model)):
+        if any(id(x) in wanted for x in node.outputs):
+            nodes.append(node)
+            wanted |= {id(x) for x in node.input_tensors}
+    return nodes
+
+
+def _embeds_ids(node):
+    """Whether a node looks up sequences of ids, which may be floats."""
+    is_embedding = isinstance(node.operation, keras.layers.Embedding)
+    return is_embedding and any(
+        len(x.shape) > 1 and x.shape[-1] != 1 for x in node.input_tensors
+    )
+
+
+def _has_mask(node, state):
+    rows = _shape_of(state)[:-1]
+    return any(
+        keras_private.keras_mask(x) is not None
+        and _can_be_equal(_shape_of(x)[:-1], rows)
+        for x in node.outputs
+    )
 
 
 def _are_ids(tensor):

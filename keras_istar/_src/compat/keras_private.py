@@ -193,6 +193,25 @@ def arguments_of(node: Any) -> dict[int, Any]:
     return {id(x): y for x, y in zip(graph._inputs, flat, strict=False)}
 
 
+def named_arguments_of(node: Any) -> dict[str, Any]:
+    """What a node gives its layer, by the names of `call`."""
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    with contextlib.suppress(TypeError, ValueError):
+        call = inspect.signature(node.operation.call)
+        return {**kwargs, **call.bind(*args, **kwargs).arguments}
+    return dict(kwargs)
+
+
+def input_names(model: keras.Model) -> list[str]:
+    """Names of `inputs_of(model)`: keys of a dict, or those of the tensors."""
+    graph = _graph_of(model)
+    struct = graph._inputs_struct
+    if isinstance(struct, dict):
+        keys = {id(x): key for key, x in struct.items()}
+        return [keys.get(id(x), x.name) for x in graph._inputs]
+    return [x.name for x in graph._inputs]
+
+
 def output_keys(node: Any) -> list[str]:
     """Keys of the outputs of a node's layer: those of a dict, or `"0"`, ..."""
     layer = node.operation
@@ -542,6 +561,39 @@ class _Below(keras.Operation):
         return {}  # A clone of the model has a node that does nothing.
 
 
+def has_own_call(model: keras.Model) -> bool:
+    """Whether `model` has a `call` that is not of Keras or KerasHub."""
+    package = type(model).call.__module__.partition(".")[0]
+    return package not in ("keras", "keras_hub")
+
+
+def run_graph(model: keras.Model) -> list[Any] | None:
+    """Calls `model` in training, symbolically.
+
+    Returns:
+        For each time that this runs the graph, what it says of `training`; None
+        if the model cannot be called in this way.
+    """
+    graph = _graph_of(model)
+    seen: list[Any] = []
+    below = _Below(lambda tensors, training: seen.append(training))
+    below(graph._outputs[0])
+    (node,) = below._inbound_nodes
+    try:
+        _set_below_outputs(graph, [*_below_outputs(graph), node])
+        with _not_called(model):
+            compute_output_spec(
+                lambda inputs: model(inputs, training=True),
+                graph._inputs_struct,
+            )
+    except Exception:  # A user's `call` may raise anything.
+        return None
+    finally:
+        _remove_below(graph, node)
+        _forget_node(node)
+    return seen
+
+
 def attach_layer(
     model: keras.Model,
     name: str,
@@ -876,10 +928,13 @@ def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:
             part._losses = losses
 
 
-def has_own_compute_loss(model: keras.Model) -> bool:
-    """Whether `model` has a `compute_loss` of its own."""
-    function = getattr(model.compute_loss, "__func__", None)
-    return function is not keras.Model.compute_loss
+def has_own_step(model: keras.Model) -> bool:
+    """Whether `model` has a `train_step` or `compute_loss` of its own."""
+    return any(
+        getattr(getattr(model, name), "__func__", None)
+        is not getattr(keras.Model, name)
+        for name in ("train_step", "compute_loss")
+    )
 
 
 def additional_loss(model: keras.Model, loss: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ Keras keeps only its last loss. Hooks hand logs and losses over to
 `compute_loss`, which runs in the same trace. Remove when Keras gives the
 forward pass on JAX the state of metrics and keeps all losses.
 
-On any backend, a `compute_loss` that calls the model once more, such as that of
-KerasHub's SigLIP, makes Keras forget the losses of the forward pass. Models
-with a `compute_loss` of their own are therefore hooked too. Remove when a call
+On any backend, a `train_step` or `compute_loss` that calls the model once more,
+such as that of KerasHub's SigLIP, makes Keras forget the losses of the forward
+pass. Models with one of their own are therefore hooked too. Remove when a call
 of a model no longer clears the losses of the call before.
 """
 
@@ -95,6 +95,10 @@ def log_call(
     """
     step = current_step()
     if not is_needed():
+        if step is not None:  # Calls whose losses are added up together.
+            is_first_call = all(
+                call.metric is not metric for call in step.calls
+            )
         log(is_first_call)
     elif step is None:
         return False
@@ -121,7 +125,7 @@ def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer | None:
 
 def hook(model: keras.Model) -> None:
     """Makes train steps of `model` see the calls of our layers, if needed."""
-    is_own = keras_private.has_own_compute_loss(model)
+    is_own = keras_private.has_own_step(model)
     if not (is_needed() or is_own) or is_hooked(model):
         return
     train_step, compute_loss = model.train_step, model.compute_loss
