@@ -65,11 +65,12 @@ def attach(
     (siamese) gives one cloud of both calls. `print(layer)` shows which states
     were taken.
 
-    Padding is left out by the model's input `padding_mask` (an encoder-decoder
-    has one for each side), by the mask that a block is given, or by Keras
-    masks. A mask must be as long as the states. Where token ids come without
-    any mask, a warning asks for the argument `mask`. While attached, `measure`
-    uses this argument, too.
+    Padding is left out by the mask that a block is given, by the model's input
+    `padding_mask` or `attention_mask` (an encoder-decoder has one for each
+    side), or by Keras masks. A mask must be as long as the states. Where token
+    ids come without any mask, or a Keras mask was lost on the way, a warning
+    asks for the argument `mask`. While attached, `measure` uses this argument,
+    too.
 
     Attach to the model that you `fit`. Its steps are traced anew, even while
     `fit` runs, so it may have been fitted before, and a callback may attach. If

@@ -178,39 +178,46 @@ def _chosen_source(model, mask):
 
 
 def _candidates(model, call):
-    """Masks by their names: arguments of the block, and inputs of the model.
+    """Masks by their names: inputs of the model, and arguments of the block.
 
     Encoder-decoders name theirs `encoder_padding_mask` and
-    `decoder_padding_mask`, and their blocks likewise.
+    `decoder_padding_mask`, and their blocks likewise. An input that the block
+    itself is given comes first, what the model computes comes last.
     """
     inputs = keras_private.inputs_of(model)
-    names = {id(x): x.name for x in inputs}
-    given = keras_private.named_arguments_of(call.node)
-    for name in sorted(filter(_is_mask_name, given), key=_place_of):
-        tensor = given[name]
-        if not isinstance(tensor, keras.KerasTensor):
-            continue
-        if name.startswith("encoder") and any(
-            other.startswith("decoder") for other in given
-        ):
-            continue
-        words = f"argument {name!r} of {call.node.operation.name!r}"
-        if id(tensor) in names:
-            words = f"input {names[id(tensor)]!r}"
-        yield MaskSource(words, [tensor], _same)
+    names = keras_private.input_names(model)
+    name_of = {id(x): name for x, name in zip(inputs, names, strict=True)}
+    given = list(_given_masks(call))
+    for _, tensor in given:
+        if id(tensor) in name_of:
+            words = f"input {name_of[id(tensor)]!r}"
+            yield MaskSource(words, [tensor], _same)
     words_of_call = _words(call.layer.name) | _words(call.node.operation.name)
     dependencies = _dependencies(model)
-    for tensor, key in zip(
-        inputs, keras_private.input_names(model), strict=True
-    ):
+    for tensor, name in zip(inputs, names, strict=True):
         for kind in _INPUT_MASKS:
-            side, found, _ = key.partition(kind)
+            side, found, _ = name.partition(kind)
             if (
                 found
                 and _words(side) <= words_of_call
                 and _belongs_to(tensor, call, model, dependencies)
             ):
-                yield MaskSource(f"input {key!r}", [tensor], _same)
+                yield MaskSource(f"input {name!r}", [tensor], _same)
+    for name, tensor in given:
+        if id(tensor) not in name_of:
+            words = f"argument {name!r} of {call.node.operation.name!r}"
+            yield MaskSource(words, [tensor], _same)
+
+
+def _given_masks(call):
+    """Names and tensors of masks that a block is given for its own tokens."""
+    given = keras_private.named_arguments_of(call.node)
+    names = sorted(filter(_is_mask_name, given), key=_place_of)
+    has_decoder = any(name.startswith("decoder") for name in given)
+    for name in names:
+        is_other_side = name.startswith("encoder") and has_decoder
+        if isinstance(given[name], keras.KerasTensor) and not is_other_side:
+            yield name, given[name]
 
 
 _INPUT_MASKS = ("padding_mask", "attention_mask")
