@@ -73,7 +73,8 @@ def test_covariances_pass_with_the_rounding_of_their_dtype(rng, dtype):
 @pytest.mark.parametrize("scale", [0.0, 1e-38, 1.0, 1e38])
 def test_covariances_pass_at_any_scale(scale):
     matrix = np.array([[2.0, 1.0], [1.0, 3.0]], "float32") * np.float32(scale)
-    keras_istar.isoscore_from_covariance(matrix)
+    score = float(keras_istar.isoscore_from_covariance(matrix))
+    assert 0.0 <= score <= 1.0
 
 
 def test_a_variance_may_be_below_zero_by_rounding():

@@ -262,8 +262,9 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
         layers = regularizer.default_layers
     states = find_states(model, layers, mask, line)
     check_poolable(pooling, states.names, states.shapes)
-    for called in (model, states.owner):
-        _check_call(called)
+    _check_call(model)
+    if states.owner is not model:
+        _check_call(states.owner)
     name = regularizer.default_name
     if name in keras_private.attached_layers(states.owner):
         raise _already_attached(model, states.owner)

@@ -233,8 +233,11 @@ def _choose(root, layers, line):
     models = {id(c.scope.model): c.scope for c in chosen.values()}
     if len(models) > 1:
         raise _several(list(models.values()), items, line)
-    order = [(id(scope), id(call)) for scope, call in root.everything()]
-    in_order = sorted(chosen, key=lambda key: (places[key], order.index(key)))
+    order = {
+        (id(scope), id(call)): i
+        for i, (scope, call) in enumerate(root.everything())
+    }
+    in_order = sorted(chosen, key=lambda key: (places[key], order[key]))
     return [chosen[key] for key in in_order]
 
 
@@ -617,7 +620,7 @@ def _warn_of_padding(owner, names):
     warnings.warn(
         f"No padding mask was found for {', '.join(names)} of "
         f"{owner.model.name!r}, which come from token ids or from tensors with "
-        f"a mask: padding counts as tokens. "
+        "a mask: padding counts as tokens. "
         f'Say what it is, such as `mask={{"{example}": 0}}` if its id '
         f"is 0, or `mask=False` if there is none. {see_guide('padding')}",
         stacklevel=2,

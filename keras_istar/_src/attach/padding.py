@@ -243,11 +243,13 @@ def _dependencies(model):
     """`id` of a tensor of the graph -> those of the inputs that it needs."""
     needed = {id(x): {id(x)} for x in keras_private.inputs_of(model)}
     for node in keras_private.nodes(model):
-        found = set().union(
-            *(needed.get(id(x), set()) for x in node.input_tensors)
-        )
+        found = _inputs_behind(node.input_tensors, needed)
         needed |= {id(x): found for x in node.outputs}
     return needed
+
+
+def _inputs_behind(tensors, dependencies):
+    return set().union(*(dependencies.get(id(x), set()) for x in tensors))
 
 
 def _belongs_to(mask, call, model, dependencies):
@@ -256,15 +258,16 @@ def _belongs_to(mask, call, model, dependencies):
     It is if the block depends on it, if the model combines it with an input
     that the block depends on, or if the model does not use it.
     """
-    own = set().union(
-        *(dependencies.get(id(x), set()) for x in call.node.input_tensors)
-    )
-    combined = set()
-    for node in keras_private.nodes(model):
-        given = [dependencies.get(id(x), set()) for x in node.input_tensors]
-        if {id(mask)} in given:
-            combined |= set().union(*given)
-    partners = combined - {id(mask)}
+    own = _inputs_behind(call.node.input_tensors, dependencies)
+    combined = [
+        x
+        for node in keras_private.nodes(model)
+        if any(
+            dependencies.get(id(x)) == {id(mask)} for x in node.input_tensors
+        )
+        for x in node.input_tensors
+    ]
+    partners = _inputs_behind(combined, dependencies) - {id(mask)}
     return id(mask) in own or not partners or not own or bool(partners & own)
 
 
@@ -275,7 +278,7 @@ def _same(mask):
 def _comes_from_ids(scope, tensors):
     """Whether tensors of a graph depend on integers `(batch, length)`."""
     dependencies = _dependencies(scope.model)
-    needed = set().union(*(dependencies.get(id(x), set()) for x in tensors))
+    needed = _inputs_behind(tensors, dependencies)
     inputs = [
         x for x in keras_private.inputs_of(scope.model) if id(x) in needed
     ]
