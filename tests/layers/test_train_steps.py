@@ -117,18 +117,24 @@ class JaxOld(keras.Model):
 
 
 class JaxNew(keras.Model):
-    """`stateless_compute_loss`, with the state of metrics and all losses."""
+    """`stateless_compute_loss`, which has the state of metrics."""
 
     def compute_loss_and_updates(
         self, trainable, non_trainable, metrics, x, y, training=False
     ):
-        y_pred, non_trainable, losses = self.stateless_call(
-            trainable, non_trainable, x, training=training, return_losses=True
+        y_pred, non_trainable, losses = self.call_and_losses(
+            trainable, non_trainable, x, training
         )
         loss, (_, _, metrics) = self.stateless_compute_loss(
             trainable, non_trainable, metrics, x, y, y_pred
         )
-        return loss, (y_pred, non_trainable, metrics)
+        return loss + sum(losses), (y_pred, non_trainable, metrics)
+
+    def call_and_losses(self, *arguments):
+        """Without `return_losses`, `compute_loss` has to add the penalty."""
+        *arguments, training = arguments
+        outputs = self.stateless_call(*arguments, training=training)
+        return *outputs, []
 
     def train_step(self, state, data):
         import jax
@@ -155,6 +161,16 @@ class JaxNew(keras.Model):
         return logs, (trainable, non_trainable, optimizer, new_metrics)
 
 
+class JaxLosses(JaxNew):
+    """Adds the losses that `stateless_call` returns by hand."""
+
+    def call_and_losses(self, *arguments):
+        *arguments, training = arguments
+        return self.stateless_call(
+            *arguments, training=training, return_losses=True
+        )
+
+
 class Torch(keras.Model):
     def train_step(self, data):
         import torch
@@ -177,7 +193,7 @@ class Torch(keras.Model):
 
 FORMS = {
     "tensorflow": [TensorFlowNew, TensorFlowLowLevel],
-    "jax": [JaxOld, JaxNew],
+    "jax": [JaxOld, JaxNew, JaxLosses],
     "torch": [Torch],
 }[BACKEND]
 
@@ -292,3 +308,73 @@ def test_steps_that_call_the_model_twice(kind, rng):
     expected = sum(kind.modes) * oracle.penalty(states.reshape(-1, 5), 2.0)
     assert logs["loss"] == [pytest.approx(expected, abs=1e-5)]
     assert logs["istar_penalty"] == [pytest.approx(expected, abs=1e-5)]
+
+
+def without_losses(base):
+    """Steps that leave out the losses of layers, by several ways."""
+
+    class LossOfOnesOwn(base):
+        def compute_loss(self, x, y, y_pred, *args, **kwargs):
+            return keras.ops.mean(keras.ops.square(y - y_pred))
+
+    return LossOfOnesOwn
+
+
+def with_losses(base):
+    class LossOfOnesOwn(base):
+        def compute_loss(self, x, y, y_pred, *args, **kwargs):
+            error = keras.ops.mean(keras.ops.square(y - y_pred))
+            return error + sum(self.losses)
+
+    return LossOfOnesOwn
+
+
+def trained(model, data, strength=3.0, **options):
+    keras_istar.attach(model, "block", strength=strength)
+    model.compile(keras.optimizers.SGD(0.1), "mse", **options)
+    model.fit(*data, batch_size=16, verbose=0)
+
+
+def test_warns_of_a_loss_that_leaves_the_penalty_out(data):
+    model = build(without_losses(keras.Model))
+    with pytest.warns(UserWarning, match="`compute_loss` must add"):
+        trained(model, data)
+    eager = build(without_losses(keras.Model))
+    with pytest.warns(UserWarning, match="must add `sum"):
+        trained(eager, data, run_eagerly=BACKEND != "jax")
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a step of TensorFlow")
+def test_warns_of_a_step_that_leaves_the_penalty_out(data):
+    class Step(TensorFlowLowLevel):
+        losses = ()
+
+    with pytest.warns(UserWarning, match="own `train_step` must add"):
+        trained(build(Step), data)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="a step of JAX")
+def test_warns_of_returned_losses_that_are_not_used(data):
+    class Step(JaxNew):
+        def call_and_losses(self, *arguments):
+            *arguments, training = arguments
+            *outputs, losses = self.stateless_call(
+                *arguments, training=training, return_losses=True
+            )
+            assert len(losses) == 1
+            return *outputs, []
+
+    with pytest.warns(UserWarning, match="own `train_step` must add"):
+        trained(build(Step), data)
+
+
+@pytest.mark.parametrize("form", [keras.Model, *FORMS])
+@pytest.mark.filterwarnings("error")
+def test_does_not_warn_of_losses_that_train(form, data):
+    trained(build(with_losses(keras.Model)), data)
+    trained(build(form), data)
+
+
+@pytest.mark.filterwarnings("error")
+def test_does_not_warn_of_a_layer_that_only_logs(data):
+    trained(build(without_losses(keras.Model)), data, strength=0.0)

@@ -83,6 +83,23 @@ def _torch_differentiable(gradient, function):
     return differentiable
 
 
+def when_differentiated(tensor: Tensor, function: Callable[[], None]) -> Tensor:
+    """Returns `tensor`; calls a function when its gradient is traced or run."""
+
+    def gradient(_, upstream):
+        function()
+        return (upstream,)
+
+    if keras.backend.backend() != "jax":
+        return custom_gradient(gradient)(lambda x: x)(tensor)
+    # `ops.custom_gradient` traces a gradient that nobody asks for.
+    import jax
+
+    identity = jax.custom_vjp(lambda x: x)
+    identity.defvjp(lambda x: (x, None), gradient)
+    return identity(tensor)
+
+
 def _zeros_unless(gradient, tensor):
     return ops.zeros_like(tensor) if gradient is None else gradient
 

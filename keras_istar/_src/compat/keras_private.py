@@ -928,13 +928,14 @@ def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:
             part._losses = losses
 
 
-def has_own_step(model: keras.Model) -> bool:
-    """Whether `model` has a `train_step` or `compute_loss` of its own."""
-    return any(
-        getattr(getattr(model, name), "__func__", None)
+def own_methods(model: keras.Model, names: Sequence[str]) -> list[str]:
+    """Those of the named methods of `keras.Model` that `model` replaces."""
+    return [
+        name
+        for name in names
+        if getattr(getattr(model, name), "__func__", None)
         is not getattr(keras.Model, name)
-        for name in ("train_step", "compute_loss")
-    )
+    ]
 
 
 def additional_loss(model: keras.Model, loss: Tensor) -> Tensor:

@@ -10,12 +10,15 @@ forward pass on JAX the state of metrics and keeps all losses.
 On any backend, a `train_step` or `compute_loss` that calls the model once more,
 such as that of KerasHub's SigLIP, makes Keras forget the losses of the forward
 pass. Models with one of their own are therefore hooked too. Remove when a call
-of a model no longer clears the losses of the call before.
+of a model no longer clears the losses of the call before. A step of one's own
+may also leave the losses of layers out. So the hooks watch whether penalties
+get a gradient.
 """
 
 import contextlib
 import contextvars
 import functools
+import warnings
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -24,6 +27,7 @@ from typing import NamedTuple
 import keras
 
 from keras_istar._src.compat import keras_private
+from keras_istar._src.compat.custom_gradients import when_differentiated
 from keras_istar._src.types import Tensor
 
 _HOOKS = ("train_step", "compute_loss")
@@ -37,11 +41,14 @@ class Call(NamedTuple):
             argument says whether this is the first call of the layer in a step.
         metric: One of these metrics.
         penalty: Number that the layer added to the loss; None if it added none.
+        is_returned: Whether `stateless_call` returns the penalty to a train
+            step of the user's, which has to add it then.
     """
 
     log: Callable[[bool], None] | None
     metric: keras.metrics.Metric
     penalty: Tensor | None
+    is_returned: bool
 
 
 class TrainStep:
@@ -49,14 +56,20 @@ class TrainStep:
 
     Attributes:
         model: The model.
+        is_own: Whether the step is the user's, not that of Keras.
         calls: Calls of layers that `compute_loss` has not handled yet.
         metrics: `id` of the metric of every call.
+        watched: Names of layers whose penalties must get a gradient.
+        reached: Those of them whose penalties have got one.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, is_own: bool):
         self.model = model
+        self.is_own = is_own
         self.calls: list[Call] = []
         self.metrics: set[int] = set()
+        self.watched: set[str] = set()
+        self.reached: set[str] = set()
 
 
 _step: contextvars.ContextVar[TrainStep | None] = contextvars.ContextVar(
@@ -104,9 +117,28 @@ def log_call(
         return False
     if step is not None:
         later = log if is_needed() else None
-        step.calls.append(Call(later, metric, penalty))
+        is_returned = is_needed() and step.is_own
+        is_returned &= not keras_private.loses_losses()
+        step.calls.append(Call(later, metric, penalty, is_returned))
         step.metrics.add(id(metric))
     return True
+
+
+def watch_gradient(penalty: Tensor, name: str) -> Tensor:
+    """Makes the current train step warn if the penalty gets no gradient.
+
+    Args:
+        penalty: Number that a layer is to add to the loss.
+        name: Name of the layer.
+
+    Returns:
+        The penalty, for the layer to add.
+    """
+    step = current_step()
+    if step is None:
+        return penalty
+    step.watched.add(name)
+    return when_differentiated(penalty, lambda: step.reached.add(name))
 
 
 def has_logged(metric: keras.metrics.Metric) -> bool:
@@ -125,16 +157,19 @@ def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer | None:
 
 def hook(model: keras.Model) -> None:
     """Makes train steps of `model` see the calls of our layers, if needed."""
-    is_own = keras_private.has_own_step(model)
-    if not (is_needed() or is_own) or is_hooked(model):
+    own = keras_private.own_methods(model, _HOOKS)
+    if not (is_needed() or own) or is_hooked(model):
         return
     train_step, compute_loss = model.train_step, model.compute_loss
     reference = weakref.ref(model)
 
     @functools.wraps(train_step)
     def hooked_train_step(*args, **kwargs):
-        with _train_step(reference()):
-            return train_step(*args, **kwargs)
+        with _train_step(reference(), "train_step" in own) as step:
+            results = train_step(*args, **kwargs)
+        if own and not step.watched <= step.reached:
+            _warn_of_no_gradient(step, own)
+        return results
 
     @functools.wraps(compute_loss)
     def hooked_compute_loss(*args, **kwargs):
@@ -164,13 +199,25 @@ def sync(model: keras.Model) -> None:
 
 
 @contextlib.contextmanager
-def _train_step(model: keras.Model) -> Iterator[None]:
-    token = _step.set(TrainStep(model))
+def _train_step(model: keras.Model, is_own: bool) -> Iterator[TrainStep]:
+    step = TrainStep(model, is_own)
+    token = _step.set(step)
     try:
-        yield
+        yield step
     finally:
         # Nothing must outlive the trace.
         _step.reset(token)
+
+
+def _warn_of_no_gradient(step, own):
+    names = ", ".join(sorted(step.watched - step.reached))
+    methods = " and ".join(f"`{name}`" for name in own)
+    warnings.warn(
+        f"The penalty of {names} does not train {step.model.name!r}: the "
+        f"model's own {methods} must add `sum(self.losses)` to the loss. (Or "
+        "all layers before the hidden states are frozen.)",
+        stacklevel=3,
+    )
 
 
 def _finish(step, loss):
@@ -179,7 +226,8 @@ def _finish(step, loss):
     entered = {id(x) for x in step.model.losses}
     logged = set()
     for call in calls:
-        if call.penalty is not None and id(call.penalty) not in entered:
+        is_theirs = call.penalty is None or call.is_returned
+        if not is_theirs and id(call.penalty) not in entered:
             loss = loss + keras_private.additional_loss(
                 step.model, call.penalty
             )

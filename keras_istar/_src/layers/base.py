@@ -291,6 +291,8 @@ class HiddenStateRegularization(keras.layers.Layer):
         further = self.further_logs(measured)
         # Keras adds it to a task loss of this type.
         entered = ops.cast(penalty, keras.config.floatx())
+        if self.settings["strength"] != 0:
+            entered = train_steps.watch_gradient(entered, self.name)
         is_first_call = not self.losses
         self.add_loss(entered)
         measure_mean, penalty_mean, *_ = self._means.values()
