@@ -55,6 +55,7 @@ def kind(request):
     return request.param
 
 
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
 def test_every_block_is_taken(kind, x):
     composite = kind()
     model = model_of(composite)
@@ -173,6 +174,7 @@ def test_blocks_of_several_widths():
 
 
 @pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.filterwarnings("ignore:The layers .* were called on tensors")
 def test_trains_as_the_explicit_model_does(x, steps):
     composite = Listed()
     model = model_of(composite)

@@ -46,6 +46,7 @@ COPIES = {
 
 
 @pytest.mark.parametrize("way", COPIES)
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`")
 def test_copies_are_plain_models(x, tmp_path, way):
     model = model_of(Listed(name="encoder"))
     weights = model.get_weights()
@@ -97,6 +98,7 @@ def test_going_on_from_a_file(x, tmp_path):
         pytest.param("int4", False, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 def test_quantized_backbone(tiny_bert, rng, lora, mode):
     hub = pytest.importorskip("keras_hub")
     task = hub.models.BertTextClassifier(tiny_bert(), num_classes=2, dropout=0)

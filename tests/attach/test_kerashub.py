@@ -162,6 +162,7 @@ def test_weight_files_are_interchangeable(family, rng, tmp_path, attached):
 
 
 @pytest.mark.parametrize("name", ["Bart", "T5"])
+@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
 def test_encoder_decoder_padding(rng, name):
     config = dict(CONFIG)
     if name == "T5":

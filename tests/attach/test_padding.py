@@ -425,6 +425,7 @@ LOST = {
 
 
 @pytest.mark.parametrize("name", LOST)
+@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
 def test_the_user_is_asked_where_a_mask_was_lost(name):
     inputs, function = LOST[name]
     states = keras.layers.Dense(4, name="block")(function(inputs))

@@ -187,6 +187,20 @@ def test_model_made_from_tensors_of_the_attached_one(data):
         keras_istar.attach_regularizer(encoder, regularizer, "block")
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("head", ["float32", "mixed_bfloat16"])
+def test_casts_that_keras_leaves_are_no_models(head):
+    inputs = keras.Input((6, 4))
+    hidden = keras.layers.Dense(3, dtype="mixed_float16", name="block")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, dtype=head)(hidden))
+    assert keras_istar.attach(model, "block").dim == 3
+    keras_istar.detach(model)
+    cast = keras.ops.cast(model.output, "float32")
+    keras.layers.Dense(1)(cast)
+    with pytest.warns(UserWarning, match="were called on tensors of"):
+        keras_istar.attach(model, "block")
+
+
 @pytest.mark.parametrize("is_attached", [False, True])
 def test_model_that_calls_the_attached_one(data, is_attached):
     encoder = make_encoder()

@@ -325,6 +325,7 @@ class LeavesOut(keras.Model):
 
 @pytest.mark.parametrize("calls_in_training", [True, False])
 @pytest.mark.parametrize("function", ["fit", "measure"])
+@pytest.mark.filterwarnings("ignore:`build\\(\\)` was called on layer")
 def test_layer_that_is_not_called(rng, calls_in_training, function):
     x = rng.normal(size=(16, 6, 4))
     model = LeavesOut(calls_in_training)

@@ -176,6 +176,8 @@ STRUCTURES = {
 
 @pytest.mark.parametrize("frames", [False, True])
 @pytest.mark.parametrize("kind", STRUCTURES)
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
+@pytest.mark.filterwarnings("ignore:The structure of `inputs`")
 def test_nested_inputs(pandas, numbers, kind, frames):
     structure, fill = STRUCTURES[kind]
     x, expected = numbers

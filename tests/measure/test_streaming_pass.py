@@ -134,6 +134,7 @@ def test_bar_follows_what_examples_hold(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("known", [True, False])
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_bar_of_a_dataset(capsys, monkeypatch, known):
     tf = pytest.importorskip("tensorflow")
 

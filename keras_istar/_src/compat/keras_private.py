@@ -158,8 +158,18 @@ def layers_outside(model: keras.Model) -> list[str]:
         for call in calls
         if id(call.operation) not in inside
         and not isinstance(call.operation, _Below)
+        and not _is_idle_cast(call)
     ]
     return list(dict.fromkeys(outside))
+
+
+def _is_idle_cast(node):
+    """Whether nothing uses the cast that a node makes.
+
+    Keras leaves such nodes where a layer is given another dtype than its own.
+    """
+    operation = node.operation
+    return type(operation).__name__ == "Cast" and not operation._outbound_nodes
 
 
 def inputs_of(model: keras.Model) -> list[Any]:
