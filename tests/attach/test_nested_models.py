@@ -1,6 +1,7 @@
 """Several models in one: which is attached, and what to write for each."""
 
 import logging
+import warnings
 
 import keras
 import numpy as np
@@ -245,19 +246,29 @@ def test_a_model_called_twice_inside_of_another(x):
     )
 
 
-def test_what_is_left_out_is_logged_once(caplog):
-    class Block(keras.layers.Layer):
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs)
-            self.dense = keras.layers.Dense(5)
+class Block(keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(5)
 
-        def call(self, x):
-            return x + self.dense(x)
+    def call(self, x):
+        return x + self.dense(x)
 
+
+class Patches(Block):
+    """Another kind of block."""
+
+
+def _one_on_another(kind):
     i = keras.Input((6, 5))
-    inner = keras.Model(i, Block(name="b")(i), name="vision")
+    inner = keras.Model(i, kind(name="b")(i), name="vision")
     j = keras.Input((6, 5))
-    model = keras.Model(j, Block(name="a")(inner(j)), name="both")
+    return keras.Model(j, Block(name="a")(inner(j)), name="both")
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_is_left_out_is_logged_once(caplog):
+    model = _one_on_another(Patches)
     with caplog.at_level(logging.INFO, "keras_istar"):
         layer = keras_istar.attach(model, strength=-1.0)
     assert layer.state_names == ("layer_0",)
@@ -269,6 +280,121 @@ def test_what_is_left_out_is_logged_once(caplog):
     )
     keras_istar.attach(model, "vision/all", strength=-1.0)
     keras_istar.detach(model)
+
+
+class Tower(keras.Model):
+    """A tower that is not Functional."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.blocks = [Block(name="first"), Block(name="second")]
+
+    def call(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def _towers_of_two_kinds():
+    inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
+    i = keras.Input((6, 5))
+    query = keras.Model(i, Block(name="first")(i), name="query")
+    pair = [query(inputs[0]), Tower(name="doc")(inputs[1])]
+    return keras.Model(inputs, keras.layers.Dot(2)(pair), name="both")
+
+
+@pytest.mark.parametrize(
+    "make, layers, said, right",
+    [
+        (lambda: _one_on_another(Block), "all", "vision/all", "both/all"),
+        (lambda: _one_on_another(Block), [-1], "vision/-1", ["both/-1"]),
+        (_towers_of_two_kinds, "all", "query/all", "both/all"),
+    ],
+)
+def test_the_user_is_told_of_blocks_alike(make, layers, said, right):
+    model = make()
+    line = rf"attach\(model, '{said}'\).*Write 'both/' before"
+    with pytest.warns(UserWarning, match=line):
+        taken = keras_istar.attach(model, layers).state_names
+    keras_istar.detach(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert keras_istar.attach(model, right).state_names == taken
+        assert keras_istar.attach(model, said).owner_name in said
+
+
+def test_the_user_is_told_of_layers_of_the_same_name():
+    i = keras.Input((6, 5))
+    inner = keras.Model(i, keras.layers.Dense(5, name="hidden")(i), name="in")
+    j = keras.Input((6, 5))
+    model = keras.Model(
+        j, keras.layers.Dense(5, name="hidden")(inner(j)), name="out"
+    )
+    with pytest.warns(UserWarning, match=r"'in/hidden'\).*Write 'out/'"):
+        keras_istar.attach(model, "hidden")
+    keras_istar.detach(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keras_istar.attach(model, ["out/hidden"])
+        keras_istar.attach(model, ["in/hidden"])
+
+
+def test_the_user_is_told_of_names_that_cannot_be_taken():
+    model = _towers_of_two_kinds()
+    model.get_layer("query").get_layer("first").name = "hidden"
+    model.get_layer("doc").blocks[0].dense.name = "hidden"
+    with pytest.warns(UserWarning, match=r"\['doc'\] hold layers"):
+        layer = keras_istar.attach(model, "hidden")
+    assert layer.owner_name == "query"
+    keras_istar.detach(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keras_istar.attach(model, "doc")
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_the_user_is_told_of_other_calls_of_a_block(is_nested):
+    stack = [Block(name="first"), Block(name="second")]
+
+    def encode(x):
+        for block in stack:
+            x = block(x)
+        return x
+
+    tower = Tower(name="tower") if is_nested else encode
+    inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
+    outputs = keras.layers.Subtract()([tower(i) for i in inputs])
+    model = keras.Model(inputs, outputs)
+    with pytest.warns(UserWarning, match="-1 is one of 2 calls of 'second'"):
+        keras_istar.attach(model, -1)
+    keras_istar.detach(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for layers in (["first", "second"], "all", [0, 1, 2, 3]):
+            assert len(keras_istar.attach(model, layers).state_names) > 1
+            keras_istar.detach(model)
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_block_after_itself_has_indices():
+    block = Block(name="shared")
+    inputs = keras.Input((6, 5))
+    model = keras.Model(inputs, block(block(block(inputs))))
+    layer = keras_istar.attach(model, [0, -1])
+    assert layer.state_names == ("layer_0", "layer_2")
+
+
+def test_output_as_a_name_of_an_inner_layer():
+    i = keras.Input((6, 5))
+    states = keras.layers.Dense(5, name="output")(i)
+    inner = keras.Model(i, states, name="inner")
+    j = keras.Input((6, 5))
+    pooled = keras.layers.GlobalAveragePooling1D()(inner(j))
+    model = keras.Model(j, keras.layers.Dense(3, name="embed")(pooled))
+    with pytest.raises(ValueError, match="write 'inner/output'"):
+        keras_istar.attach(model, "output")
+    assert keras_istar.attach(model, "inner/output").dim == 5
+    assert keras_istar.attach(model, "embed").dim == 3
 
 
 def test_sequential_models(x, tmp_path):

@@ -61,9 +61,10 @@ def attach(
     Blocks and names are looked for in the model, then in the models nested in
     it. One call attaches to one of these models. If several nested models have
     what is asked for, the error lists the line to write for each, such as
-    `attach(model, "text_encoder/all")`. A nested model that is called twice
-    (siamese) gives one cloud of both calls. `print(layer)` shows which states
-    were taken.
+    `attach(model, "text_encoder/all")`. If other parts of the model have layers
+    of this name, or blocks of the same class, a warning says what to write. A
+    nested model that is called twice (siamese) gives one cloud of both calls.
+    `print(layer)` shows which states were taken.
 
     Padding is left out by the mask that a block is given, by the model's input
     `padding_mask` or `attention_mask` (an encoder-decoder has one for each
@@ -78,7 +79,9 @@ def attach(
     model again, or fit it with an `IStarCallback`; the same holds for `detach`.
     The whole must call the part, as in `head(encoder(inputs))`. A model of
     `head(encoder.output)` consists of the encoder's layers, does not call the
-    encoder, and gets no penalty.
+    encoder, and gets no penalty. If the whole calls the part several times, as
+    `TimeDistributed` does, each call is a cloud of its own, and the penalties
+    add up.
 
     A model built inside of `keras.RematScope` recomputes its blocks as before,
     but no longer all of itself.

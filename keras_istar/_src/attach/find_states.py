@@ -93,6 +93,7 @@ def find_states(
     check_functional(model)
     root = read_model(model)
     if layers == _OUTPUT and _OUTPUT not in _names_in(root):
+        _check_output_is_one(root)
         return _own_output(model, mask)
     chosen = _choose(root, layers, line)
     states = [c.call.outputs[c.output] for c in chosen]
@@ -121,6 +122,8 @@ def find_states(
         masks.append(_lifted(source, c.scope, owner))
     if lacking:
         _warn_of_padding(owner, lacking)
+    _warn_of_others(root, chosen, layers, line)
+    _warn_of_other_calls(chosen)
     left_out = _left_out(root, chosen, line)
     for sentence in left_out:
         _logger.info("attach(%r): %s", model.name, sentence)
@@ -138,6 +141,21 @@ def find_states(
             tuple(left_out),
         ),
     )
+
+
+def _check_output_is_one(root):
+    """Raises if a layer in a nested model is called `"output"`, too."""
+    paths = [
+        "/".join((*scope.path, _OUTPUT))
+        for scope in _all_scopes(root)
+        if _OUTPUT in _names_in(scope)
+    ]
+    if paths:
+        raise ValueError(
+            "`layers` must say which output: name the layer whose output the "
+            f"model returns, or write {' or '.join(map(repr, paths))} for the "
+            f"layer of this name. Received: layers={_OUTPUT!r}"
+        )
 
 
 def _own_output(model, mask):
@@ -624,6 +642,85 @@ def _warn_of_padding(owner, names):
         f'Say what it is, such as `mask={{"{example}": 0}}` if its id '
         f"is 0, or `mask=False` if there is none. {see_guide('padding')}",
         stacklevel=2,
+    )
+
+
+def _warn_of_others(root, chosen, layers, line):
+    """Warns of what `layers`, without a prefix, may mean as well."""
+    if any(prefix for prefix, _ in _parse(layers)):
+        return
+    items = list(dict.fromkeys(c.item for c in chosen))
+    names = {item for item in items if isinstance(item, str)} - {"all"}
+    kinds = {type(c.call.layer) for c in chosen if c.item not in names}
+    models = {id(c.scope.model) for c in chosen}
+    holders = {id(c.call.node.operation) for c in chosen}
+    alike, hidden = [], []
+    for scope, call in root.everything():
+        is_alike = call.layer.name in names or (
+            call.is_block and type(call.layer) in kinds
+        )
+        if is_alike and id(scope.model) not in models:
+            alike += ["/".join((*scope.path, str(item))) for item in items]
+        if id(call.layer) not in holders and names & _names_of_parts(call):
+            hidden.append(call.layer.name)
+    if alike:
+        lines = [line.format(repr(path)) for path in dict.fromkeys(alike)]
+        own = "/".join(chosen[0].scope.path) or root.model.name
+        warnings.warn(
+            f"`layers` fits other parts of {root.model.name!r}, which are not "
+            f"taken: {'; '.join(lines)}. Write {own + '/'!r} before what "
+            f"you mean to take these alone. Received: layers={layers!r:.200}",
+            stacklevel=2,
+        )
+    if hidden:
+        warnings.warn(
+            f"{list(dict.fromkeys(hidden))} hold layers of the same name, "
+            "which are not taken: only Functional models are looked into. Take "
+            "what they return, by their own names, or call an "
+            "`IStarRegularization` layer in them. "
+            f"Received: layers={layers!r:.200}",
+            stacklevel=2,
+        )
+
+
+def _names_of_parts(call):
+    """Names of layers in a layer that is no model with a graph."""
+    if call.is_inner or keras_private.is_functional(call.layer):
+        return set()
+    parts = keras_private.find_layers(call.layer, keras.layers.Layer)
+    return {part.name for part in parts if part is not call.layer}
+
+
+def _warn_of_other_calls(chosen):
+    """Warns of indices that take one of several sequences of a block."""
+    taken = {id(c.call) for c in chosen}
+    for c in chosen:
+        others = [
+            call
+            for call in c.scope.blocks
+            if call.layer is c.call.layer
+            and id(call) not in taken
+            and _are_independent(c.scope.model, c.call.node, call.node)
+        ]
+        if isinstance(c.item, int) and others:
+            warnings.warn(
+                f"The index {c.item} is one of {len(others) + 1} calls of "
+                f"{c.call.layer.name!r} on different inputs, and takes that "
+                "alone. The name takes all of them: "
+                f"layers={c.call.layer.name!r}.",
+                stacklevel=2,
+            )
+
+
+def _are_independent(model, first, second):
+    before = [
+        keras_private.nodes_before(model, x.input_tensors)
+        for x in (first, second)
+    ]
+    return (
+        first not in before[1]
+        and second not in before[0]
+        and first is not second
     )
 
 

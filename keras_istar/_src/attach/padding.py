@@ -100,7 +100,9 @@ class Padding:
             keras_private.keras_mask(x) is not None for x in call.inputs
         ):
             return False
-        before = _nodes_before(self._scope.model, call.node.input_tensors)
+        before = keras_private.nodes_before(
+            self._scope.model, call.node.input_tensors
+        )
         return any(
             _embeds_ids(node) or _has_mask(node, state) for node in before
         ) or _comes_from_ids(self._scope, call.node.input_tensors)
@@ -291,17 +293,6 @@ def _comes_from_ids(scope, tensors):
     if any(keras_private.keras_mask(x) is not None for x in outer):
         return False
     return _comes_from_ids(scope.around, outer)
-
-
-def _nodes_before(model, tensors):
-    """Nodes of the graph that `tensors` are computed by."""
-    wanted = {id(x) for x in tensors}
-    nodes = []
-    for node in reversed(keras_private.nodes(model)):
-        if any(id(x) in wanted for x in node.outputs):
-            nodes.append(node)
-            wanted |= {id(x) for x in node.input_tensors}
-    return nodes
 
 
 def _embeds_ids(node):

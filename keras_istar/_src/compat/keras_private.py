@@ -142,6 +142,17 @@ def nodes(model: keras.Model) -> list[Any]:
     ]
 
 
+def nodes_before(model: keras.Model, tensors: Sequence[Any]) -> list[Any]:
+    """Nodes of the graph of `model` that `tensors` are computed by."""
+    wanted = {id(x) for x in tensors}
+    before = []
+    for node in reversed(nodes(model)):
+        if any(id(x) in wanted for x in node.outputs):
+            before.append(node)
+            wanted |= {id(x) for x in node.input_tensors}
+    return before
+
+
 def layers_outside(model: keras.Model) -> list[str]:
     """Names of layers that were called on `model`'s tensors, outside of it."""
     graph = _graph_of(model)
