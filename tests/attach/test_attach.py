@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import oracle
@@ -454,3 +456,34 @@ def test_a_loss_of_another_pass_keeps_the_penalty(x, run_eagerly):
     logs = model.fit(x, y, batch_size=len(x), verbose=0).history
     assert list(logs) == ["loss"]
     assert logs["loss"][0] == pytest.approx(task, abs=1e-6)
+
+
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_frozen_layers(is_nested):
+    model = inner = _model()
+    inner.trainable = False
+    if is_nested:
+        inputs = keras.Input((6, 5))
+        model = keras.Model(inputs, inner(inputs))
+    with pytest.warns(UserWarning, match="are frozen: the penalty has no"):
+        keras_istar.attach(model)
+    keras_istar.detach(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keras_istar.attach(model, strength=0.0)  # Logs only.
+        keras_istar.detach(model)
+        inner.get_layer("block_0").trainable = True
+        keras_istar.attach(model)
+        keras_istar.detach(model)
+    with pytest.warns(UserWarning, match="are frozen"):
+        keras_istar.attach(model, "embedding")
+
+
+@pytest.mark.filterwarnings("error")
+def test_frozen_layers_after_one_that_trains():
+    encoder = _model()
+    encoder.trainable = False
+    inputs = keras.Input((6, 5))
+    adapted = keras.layers.Dense(5)(inputs)
+    model = keras.Model(inputs, encoder(adapted))
+    assert len(keras_istar.attach(model).state_names) == 3

@@ -289,6 +289,13 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
         if not regularizer.built:
             regularizer.build(_pooled_shapes(states.shapes, pooling))
         _attach_layer(model, states, name, regularizer, pooling, undo)
+    if not states.is_trainable and regularizer.strength != 0:
+        warnings.warn(
+            "All layers before the hidden states are frozen: the penalty has "
+            "no effect until they are made trainable. With `strength=0.0`, the "
+            f"layer only logs. Received: model={model.name!r}",
+            stacklevel=4,
+        )
 
 
 def _check_call(model):

@@ -39,6 +39,7 @@ class HiddenStates(NamedTuple):
         masks: For each, where its mask comes from; None for its Keras mask.
         uses_keras_masks: Whether masks that Keras puts on states count.
         attachment: A description of these states.
+        is_trainable: Whether a layer that computes them has trainable weights.
     """
 
     owner: keras.Model
@@ -47,6 +48,7 @@ class HiddenStates(NamedTuple):
     masks: list[MaskSource | None]
     uses_keras_masks: bool
     attachment: Attachment
+    is_trainable: bool
 
     @property
     def shapes(self) -> list[tuple[int | None, ...]]:
@@ -140,6 +142,7 @@ def find_states(
             tuple(words),
             tuple(left_out),
         ),
+        any(_is_trainable(c.scope, c.call.node) for c in chosen),
     )
 
 
@@ -178,6 +181,18 @@ def _own_output(model, mask):
         Attachment(
             model.name, (_OUTPUT,), (tuple(output.shape),), ("none, one each",)
         ),
+        bool(model.trainable_weights),
+    )
+
+
+def _is_trainable(scope, node):
+    """Whether a node, or one before it, has trainable weights."""
+    found = [node]
+    while scope is not None:
+        found += keras_private.nodes_before(scope.model, node.input_tensors)
+        scope, node = scope.around, scope.node
+    return any(
+        getattr(node.operation, "trainable_weights", None) for node in found
     )
 
 
