@@ -310,71 +310,187 @@ def test_steps_that_call_the_model_twice(kind, rng):
     assert logs["istar_penalty"] == [pytest.approx(expected, abs=1e-5)]
 
 
-def without_losses(base):
-    """Steps that leave out the losses of layers, by several ways."""
-
-    class LossOfOnesOwn(base):
-        def compute_loss(self, x, y, y_pred, *args, **kwargs):
-            return keras.ops.mean(keras.ops.square(y - y_pred))
-
-    return LossOfOnesOwn
+class LeavesLossesOut:
+    def compute_loss(self, x, y, y_pred, *args, **kwargs):
+        return keras.ops.mean(keras.ops.square(y - y_pred))
 
 
-def with_losses(base):
-    class LossOfOnesOwn(base):
-        def compute_loss(self, x, y, y_pred, *args, **kwargs):
-            error = keras.ops.mean(keras.ops.square(y - y_pred))
-            return error + sum(self.losses)
-
-    return LossOfOnesOwn
+class AddsLosses(LeavesLossesOut):
+    def compute_loss(self, *args, **kwargs):
+        return super().compute_loss(*args, **kwargs) + sum(self.losses)
 
 
-def trained(model, data, strength=3.0, **options):
-    keras_istar.attach(model, "block", strength=strength)
+class CallsSuper:
+    def train_step(self, *args):
+        return super().train_step(*args)
+
+
+def model_of(*parts):
+    """A class of models with the methods of `parts`, which come first."""
+    return type("Model", (*parts, keras.Model), {})
+
+
+class Around:
+    """Calls a part `times` times, and a head."""
+
+    def __init__(self, part, times):
+        super().__init__()
+        self.part = part
+        self.times = times
+        self.head = keras.layers.Dense(1)
+
+    def call(self, x, training=None):
+        factors = range(1, self.times + 1)
+        states = [self.part(i * x, training=training) for i in factors]
+        return self.head(keras.ops.mean(sum(states), axis=1))
+
+
+def make_encoder():
+    inputs = keras.Input((8, 4))
+    hidden = keras.layers.Dense(6, activation="tanh", name="block")(inputs)
+    return keras.Model(inputs, hidden)
+
+
+def train(model, data, **options):
     model.compile(keras.optimizers.SGD(0.1), "mse", **options)
     model.fit(*data, batch_size=16, verbose=0)
 
 
-def test_warns_of_a_loss_that_leaves_the_penalty_out(data):
-    model = build(without_losses(keras.Model))
-    with pytest.warns(UserWarning, match="`compute_loss` must add"):
-        trained(model, data)
-    eager = build(without_losses(keras.Model))
-    with pytest.warns(UserWarning, match="must add `sum"):
-        trained(eager, data, run_eagerly=BACKEND != "jax")
+def attached(form, **options):
+    model = build(form)
+    keras_istar.attach(model, "block", **{"strength": 3.0, **options})
+    return model
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_warns_of_a_loss_that_leaves_the_penalty_out(data, run_eagerly):
+    model = attached(model_of(LeavesLossesOut))
+    with pytest.warns(UserWarning, match="trains nothing.*sum.self.losses"):
+        train(model, data, run_eagerly=run_eagerly)
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="nothing is traced")
+@pytest.mark.parametrize("is_attached", [False, True])
+def test_warns_in_a_model_around_what_adds_the_penalty(data, is_attached):
+    """No callback, and nothing is attached to the model that is fitted."""
+    part = keras_istar.IStarRegularization(strength=3.0)
+    if is_attached:
+        part = make_encoder()
+        keras_istar.attach(part, "block", strength=3.0)
+    with pytest.warns(UserWarning, match="trains nothing"):
+        train(model_of(Around, LeavesLossesOut)(part, times=1), data)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="a step of TensorFlow")
 def test_warns_of_a_step_that_leaves_the_penalty_out(data):
     class Step(TensorFlowLowLevel):
-        losses = ()
+        """Its metrics do not show that it ends."""
 
-    with pytest.warns(UserWarning, match="own `train_step` must add"):
-        trained(build(Step), data)
+        @property
+        def losses(self):
+            return []
+
+    model = attached(Step)
+    with pytest.warns(UserWarning, match="trains nothing"):
+        train(model, data)
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="a step of JAX")
 def test_warns_of_returned_losses_that_are_not_used(data):
-    class Step(JaxNew):
+    class Step(JaxLosses):
         def call_and_losses(self, *arguments):
-            *arguments, training = arguments
-            *outputs, losses = self.stateless_call(
-                *arguments, training=training, return_losses=True
-            )
+            *outputs, losses = super().call_and_losses(*arguments)
             assert len(losses) == 1
             return *outputs, []
 
-    with pytest.warns(UserWarning, match="own `train_step` must add"):
-        trained(build(Step), data)
+    model = attached(Step)
+    with pytest.warns(UserWarning, match="return_losses=True.. returns"):
+        train(model, data)
 
 
-@pytest.mark.parametrize("form", [keras.Model, *FORMS])
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a step of TensorFlow")
+def test_warns_of_the_first_of_two_calls(data):
+    """`self.losses` holds the penalty of the last call alone."""
+
+    class Contrastive(keras.Model):
+        def train_step(self, data):
+            import tensorflow as tf
+
+            x, _ = data
+            with tf.GradientTape() as tape:
+                first, second = (self(i * x, training=True) for i in (1, 2))
+                loss = tf.reduce_mean(first * second) + sum(self.losses)
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return {"loss": loss}
+
+    model = attached(Contrastive)
+    with pytest.warns(UserWarning, match="after each call"):
+        train(model, data)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a step of TensorFlow")
+def test_warns_of_a_step_that_calls_in_inference(data):
+    class InInference(CallsAgain):
+        modes = (None,)
+
+    model = attached(InInference)
+    with pytest.warns(UserWarning, match="Call it with `training=True`"):
+        train(model, data)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="frozen variables get gradients")
+def test_warns_of_layers_that_were_frozen_later(data):
+    model = attached(keras.Model)
+    model.get_layer("block").trainable = False
+    with pytest.warns(UserWarning, match="are frozen"):
+        train(model, data)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [keras.Model, model_of(AddsLosses), model_of(CallsSuper), *FORMS],
+    ids=["Keras", "AddsLosses", "CallsSuper", *[x.__name__ for x in FORMS]],
+)
 @pytest.mark.filterwarnings("error")
-def test_does_not_warn_of_losses_that_train(form, data):
-    trained(build(with_losses(keras.Model)), data)
-    trained(build(form), data)
+def test_does_not_warn_of_penalties_that_train(form, data):
+    train(attached(form), data)
 
 
 @pytest.mark.filterwarnings("error")
 def test_does_not_warn_of_a_layer_that_only_logs(data):
-    trained(build(without_losses(keras.Model)), data, strength=0.0)
+    train(attached(model_of(LeavesLossesOut), strength=0.0), data)
+
+
+@pytest.mark.parametrize("methods", [[], [CallsSuper]])
+@pytest.mark.parametrize("has_callback", [False, True])
+def test_part_that_is_called_twice(methods, has_callback, data):
+    x, y = data
+    part = make_encoder()
+    keras_istar.attach(part, "block", strength=3.0, shrinkage=0.0)
+    model = model_of(Around, *methods)(part, times=2)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    task = np.mean((model.predict(x, verbose=0) - y) ** 2)
+    clouds = [part.predict(i * x, verbose=0).reshape(-1, 6) for i in (1, 2)]
+    penalty = sum(oracle.penalty(cloud, 3.0, shrinkage=0.0) for cloud in clouds)
+    callbacks = [keras_istar.IStarCallback(x, verbose=0)] * has_callback
+
+    def fit():
+        return model.fit(
+            x, y, batch_size=32, verbose=0, callbacks=callbacks
+        ).history["loss"]
+
+    if BACKEND == "jax" and not has_callback:
+        with pytest.warns(UserWarning, match="give `fit` an `IStarCallback`"):
+            fit()
+    else:
+        assert fit() == [pytest.approx(task + penalty, rel=1e-5)]
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="a step of the others")
+def test_schedules_count_train_steps(data):
+    is_twice = BACKEND == "tensorflow"
+    model = build(CallsTwice if is_twice else model_of(CallsSuper))
+    layer = keras_istar.attach(model, "block", strength=lambda steps: 2 * steps)
+    train(model, data)
+    assert layer.value_in_force("strength") == 4.0  # After two steps.

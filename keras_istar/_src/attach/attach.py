@@ -81,7 +81,7 @@ def attach(
     `head(encoder.output)` consists of the encoder's layers, does not call the
     encoder, and gets no penalty. If the whole calls the part several times, as
     `TimeDistributed` does, each call is a cloud of its own, and the penalties
-    add up.
+    add up; on JAX this needs an `IStarCallback`.
 
     A model built inside of `keras.RematScope` recomputes its blocks as before,
     but no longer all of itself.
@@ -255,7 +255,8 @@ def _warn_of_models_around(model, outside):
         f"The layers {outside} were called on tensors of {model.name!r}, "
         "outside of it. `keras.Model(model.input, outputs)`, made from what "
         f"they return, does not call {model.name!r} and trains without a "
-        "penalty. If you train that model, attach to it.",
+        "penalty. If you train that model, attach to it; if it is gone, ignore "
+        "this.",
         stacklevel=4,
     )
 
@@ -289,6 +290,8 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
         if not regularizer.built:
             regularizer.build(_pooled_shapes(states.shapes, pooling))
         _attach_layer(model, states, name, regularizer, pooling, undo)
+    for sentence in states.warnings:
+        warnings.warn(sentence, stacklevel=4)
     if not states.is_trainable and regularizer.strength != 0:
         warnings.warn(
             "All layers before the hidden states are frozen: the penalty has "
@@ -563,6 +566,8 @@ def probed(
         with keras_private.graph_lock:
             line = "measure(model, data, {})"
             states = find_states(model, layers, mask, line)
+            for sentence in states.warnings:
+                warnings.warn(sentence, stacklevel=2)
             check_poolable(pooling, states.names, states.shapes)
             if probe is None:
                 probe = Probe(states.names, states.dim)

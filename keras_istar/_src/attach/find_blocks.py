@@ -9,7 +9,9 @@ stack if blocks of one class follow each other inside of it.
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import keras
 
@@ -101,6 +103,17 @@ class Scope:
         """Calls of models that are nested in this one."""
         return [x for x in self.items if isinstance(x, Scope)]
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the layers in it that can be chosen."""
+        return list(dict.fromkeys(call.layer.name for call in self.calls))
+
+    def all_scopes(self) -> Iterator["Scope"]:
+        """It and the scopes in it, at any depth."""
+        yield self
+        for scope in self.scopes:
+            yield from scope.all_scopes()
+
     def everything(self) -> Iterator[tuple["Scope", Call]]:
         """All calls at any depth, in the order in which they run."""
         for item in self.items:
@@ -108,6 +121,35 @@ class Scope:
                 yield from item.everything()
             else:
                 yield self, item
+
+
+class Chosen(NamedTuple):
+    """A call of which an output is taken.
+
+    Attributes:
+        scope: The call of the model in which it happens.
+        call: The call.
+        output: Position of the output that is taken.
+        name: Its name in logs.
+        item: The index or name in `layers` that chose it, without its prefix.
+    """
+
+    scope: Scope
+    call: Call
+    output: int
+    name: str
+    item: int | str
+
+
+def nodes_before(model: keras.Model, tensors: Sequence[Any]) -> list[Any]:
+    """Nodes of the graph of `model` that compute `tensors`."""
+    wanted = {id(x) for x in tensors}
+    before = []
+    for node in reversed(keras_private.nodes(model)):
+        if any(id(x) in wanted for x in node.outputs):
+            before.append(node)
+            wanted |= {id(x) for x in node.input_tensors}
+    return before
 
 
 def read_model(model: keras.Model) -> Scope:

@@ -2,16 +2,22 @@
 
 import contextlib
 import logging
-import re
-import warnings
 from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
 import keras
 
-from keras_istar._src.attach.find_blocks import Call
+from keras_istar._src.attach.ambiguity import Layers
+from keras_istar._src.attach.ambiguity import check_output_is_unique
+from keras_istar._src.attach.ambiguity import left_out
+from keras_istar._src.attach.ambiguity import nothing_found
+from keras_istar._src.attach.ambiguity import several_models
+from keras_istar._src.attach.ambiguity import several_outputs
+from keras_istar._src.attach.ambiguity import warnings_of
+from keras_istar._src.attach.find_blocks import Chosen
 from keras_istar._src.attach.find_blocks import Scope
+from keras_istar._src.attach.find_blocks import nodes_before
 from keras_istar._src.attach.find_blocks import read_model
 from keras_istar._src.attach.padding import Mask
 from keras_istar._src.attach.padding import MaskSource
@@ -23,8 +29,6 @@ from keras_istar._src.types import Tensor
 from keras_istar._src.validation import see_guide
 
 _logger = logging.getLogger("keras_istar")
-
-Layers = str | int | Sequence[int | str]
 
 
 class HiddenStates(NamedTuple):
@@ -39,7 +43,9 @@ class HiddenStates(NamedTuple):
         masks: For each, where its mask comes from; None for its Keras mask.
         uses_keras_masks: Whether masks that Keras puts on states count.
         attachment: A description of these states.
-        is_trainable: Whether a layer that computes them has trainable weights.
+        is_trainable: Whether a layer that computes them has weights that the
+            model trains.
+        warnings: What the user has to be told, in sentences.
     """
 
     owner: keras.Model
@@ -49,6 +55,7 @@ class HiddenStates(NamedTuple):
     uses_keras_masks: bool
     attachment: Attachment
     is_trainable: bool
+    warnings: tuple[str, ...]
 
     @property
     def shapes(self) -> list[tuple[int | None, ...]]:
@@ -62,16 +69,6 @@ class HiddenStates(NamedTuple):
 
 
 _OUTPUT = "output"  # A value of `layers`: what the model returns.
-
-
-class _Chosen(NamedTuple):
-    """A call, its output that is taken, its name in logs, and what chose it."""
-
-    scope: Scope
-    call: Call
-    output: int
-    name: str
-    item: int | str
 
 
 def find_states(
@@ -94,8 +91,8 @@ def find_states(
     """
     check_functional(model)
     root = read_model(model)
-    if layers == _OUTPUT and _OUTPUT not in _names_in(root):
-        _check_output_is_one(root)
+    if layers == _OUTPUT and _OUTPUT not in root.names:
+        check_output_is_unique(root, _OUTPUT)
         return _own_output(model, mask)
     chosen = _choose(root, layers, line)
     states = [c.call.outputs[c.output] for c in chosen]
@@ -103,13 +100,13 @@ def find_states(
     _check_widths(names, chosen, states)
     owner = _owner_of([c.scope for c in chosen])
     paddings = {id(c.scope): Padding(c.scope, mask) for c in chosen}
-    said = [] if mask is not None else _masks_said(owner.model)
+    known_masks = [] if mask is not None else _masks_said(owner.model)
     uses_keras_masks = True
     masks = []
     words = []
     lacking = []
     for name, c, state in zip(names, chosen, states, strict=True):
-        padding = _said_before(c, state, said) or paddings[id(c.scope)]
+        padding = _said_before(c, state, known_masks) or paddings[id(c.scope)]
         uses_keras_masks &= padding.mask is not False
         source = padding.source_for(c.call, state)
         # An embedding of each example has no tokens that could be padding.
@@ -122,12 +119,12 @@ def find_states(
             lacking.append(name)
         words.append(_words_of(source, padding.mask, lacks))
         masks.append(_lifted(source, c.scope, owner))
+    has_prefix = any(prefix for prefix, _ in _parse(layers))
+    sentences = list(warnings_of(root, chosen, has_prefix, line))
     if lacking:
-        _warn_of_padding(owner, lacking)
-    _warn_of_others(root, chosen, layers, line)
-    _warn_of_other_calls(chosen)
-    left_out = _left_out(root, chosen, line)
-    for sentence in left_out:
+        sentences.append(_no_mask_found(owner, lacking))
+    others = left_out(root, chosen, line)
+    for sentence in others:
         _logger.info("attach(%r): %s", model.name, sentence)
     return HiddenStates(
         owner.model,
@@ -140,25 +137,11 @@ def find_states(
             names,
             tuple(tuple(x.shape) for x in states),
             tuple(words),
-            tuple(left_out),
+            tuple(others),
         ),
-        any(_is_trainable(c.scope, c.call.node) for c in chosen),
+        any(_is_trainable(c, model) for c in chosen),
+        tuple(sentences),
     )
-
-
-def _check_output_is_one(root):
-    """Raises if a layer in a nested model is called `"output"`, too."""
-    paths = [
-        "/".join((*scope.path, _OUTPUT))
-        for scope in _all_scopes(root)
-        if _OUTPUT in _names_in(scope)
-    ]
-    if paths:
-        raise ValueError(
-            "`layers` must say which output: name the layer whose output the "
-            f"model returns, or write {' or '.join(map(repr, paths))} for the "
-            f"layer of this name. Received: layers={_OUTPUT!r}"
-        )
 
 
 def _own_output(model, mask):
@@ -182,17 +165,23 @@ def _own_output(model, mask):
             model.name, (_OUTPUT,), (tuple(output.shape),), ("none, one each",)
         ),
         bool(model.trainable_weights),
+        (),
     )
 
 
-def _is_trainable(scope, node):
-    """Whether a node, or one before it, has trainable weights."""
+def _is_trainable(chosen, model):
+    """Whether `model` trains weights of the chosen layer, or of one before."""
+    scope, node = chosen.scope, chosen.call.node
     found = [node]
     while scope is not None:
-        found += keras_private.nodes_before(scope.model, node.input_tensors)
+        found += nodes_before(scope.model, node.input_tensors)
         scope, node = scope.around, scope.node
+    # A frozen layer with LoRA has no trainable weights; the model has.
+    trained = {id(x) for x in model.trainable_weights}
     return any(
-        getattr(node.operation, "trainable_weights", None) for node in found
+        id(x) in trained
+        for node in found
+        for x in getattr(node.operation, "weights", [])
     )
 
 
@@ -245,7 +234,7 @@ def _choose(root, layers, line):
     They are in the order of `layers`; those of one item as they run.
     """
     items = _parse(layers)
-    chosen: dict[tuple[int, int], _Chosen] = {}
+    chosen: dict[tuple[int, int], Chosen] = {}
     places: dict[tuple[int, int], int] = {}
     by_prefix: dict[tuple[str, ...], list] = {}
     for prefix, item in items:
@@ -265,7 +254,9 @@ def _choose(root, layers, line):
             places[key] = min(place, places.get(key, place))
     models = {id(c.scope.model): c.scope for c in chosen.values()}
     if len(models) > 1:
-        raise _several(list(models.values()), items, line)
+        raise several_models(
+            list(models.values()), [item for _, item in items], line
+        )
     order = {
         (id(scope), id(call)): i
         for i, (scope, call) in enumerate(root.everything())
@@ -316,8 +307,7 @@ def _choose_together(root, prefix, items, layers, line):
         if found:
             models = {id(scope.model): scope for scope in found}
             if len(models) > 1:
-                pairs = [(prefix, item) for item in items]
-                raise _several(list(models.values()), pairs, line)
+                raise several_models(list(models.values()), items, line)
             return [
                 c
                 for scope in found
@@ -329,11 +319,11 @@ def _choose_together(root, prefix, items, layers, line):
         for scope, call in several:
             output = _output_at(call, items)
             if output is None:
-                raise _ambiguous_output(call, layers)
+                raise several_outputs(call, layers)
             _check_state(scope, call, output)
-            chosen.append(_Chosen(scope, call, output, prefix[-1], items[0]))
+            chosen.append(Chosen(scope, call, output, prefix[-1], items[0]))
         return chosen
-    raise _nothing_found(root, scopes, prefix, items, layers)
+    raise nothing_found(root, scopes, prefix, items, layers)
 
 
 def _scopes_at(root, prefix):
@@ -407,19 +397,19 @@ def _choose_in(scope, stack, items, layers):
     calls = _calls_in(scope, stack)
     blocks = [call for call in calls if call.is_block]
     index_of = {id(call): i for i, call in enumerate(scope.blocks)}
-    chosen: dict[int, _Chosen] = {}
+    chosen: dict[int, Chosen] = {}
     for item in items:
         if isinstance(item, int) or item == "all":
             _check_seen(scope)
             for call in blocks if item == "all" else [_at(blocks, item)]:
                 name = f"layer_{index_of[id(call)]}"
-                c = _Chosen(scope, call, _state_in(call), name, item)
+                c = Chosen(scope, call, _state_in(call), name, item)
                 chosen.setdefault(id(call), c)
         else:
             for call in _named(calls, item, layers):
                 output = _output_of(scope, call)
                 name = "/".join((*stack, item))
-                c = _Chosen(scope, call, output, name, item)
+                c = Chosen(scope, call, output, name, item)
                 first = chosen.get(id(call), c).item
                 chosen[id(call)] = c._replace(item=first)
     return list(chosen.values())
@@ -430,7 +420,7 @@ def _check_seen(scope):
         if call.problem is not None:
             raise ValueError(
                 f"`layers` cannot choose blocks, for {call.layer.name!r} "
-                f"{call.problem}. Choose layers by name: {_names_in(scope)}"
+                f"{call.problem}. Choose layers by name: {scope.names}"
             )
 
 
@@ -481,7 +471,7 @@ def _output_of(scope, call):
     if len(states) == 1:
         _check_state(scope, call, states[0])
         return states[0]
-    raise _ambiguous_output(call, call.layer.name)
+    raise several_outputs(call, call.layer.name)
 
 
 def _output_at(call, items):
@@ -489,20 +479,6 @@ def _output_at(call, items):
     keys = keras_private.output_keys(call.node)
     (item, *others) = [str(item) for item in items]
     return None if others or item not in keys else keys.index(item)
-
-
-def _ambiguous_output(call, layers):
-    name = call.layer.name
-    choices = [
-        f"'{name}/{key}' {tuple(x.shape)}"
-        for key, x in zip(
-            keras_private.output_keys(call.node), call.outputs, strict=True
-        )
-    ]
-    return ValueError(
-        f"`layers` must say which of the outputs of {name!r}: "
-        f"{', '.join(choices)}. Received: layers={layers!r:.200}"
-    )
 
 
 def _check_state(scope, call, position):
@@ -643,216 +619,19 @@ def _words_of(source, mask, lacks):
     return "none found, all tokens count" if lacks else "Keras masks, if any"
 
 
-def _warn_of_padding(owner, names):
+def _no_mask_found(owner, names):
     ids = [
         x.name
         for x in keras_private.inputs_of(owner.model)
         if "int" in keras.backend.standardize_dtype(x.dtype)
     ]
     example = ids[0] if ids else "token_ids"
-    warnings.warn(
+    return (
         f"No padding mask was found for {', '.join(names)} of "
         f"{owner.model.name!r}, which come from token ids or from tensors with "
         "a mask: padding counts as tokens. "
         f'Say what it is, such as `mask={{"{example}": 0}}` if its id '
-        f"is 0, or `mask=False` if there is none. {see_guide('padding')}",
-        stacklevel=2,
-    )
-
-
-def _warn_of_others(root, chosen, layers, line):
-    """Warns of what `layers`, without a prefix, may mean as well."""
-    if any(prefix for prefix, _ in _parse(layers)):
-        return
-    items = list(dict.fromkeys(c.item for c in chosen))
-    names = {item for item in items if isinstance(item, str)} - {"all"}
-    kinds = {type(c.call.layer) for c in chosen if c.item not in names}
-    models = {id(c.scope.model) for c in chosen}
-    holders = {id(c.call.node.operation) for c in chosen}
-    alike, hidden = [], []
-    for scope, call in root.everything():
-        is_alike = call.layer.name in names or (
-            call.is_block and type(call.layer) in kinds
-        )
-        if is_alike and id(scope.model) not in models:
-            alike += ["/".join((*scope.path, str(item))) for item in items]
-        if id(call.layer) not in holders and names & _names_of_parts(call):
-            hidden.append(call.layer.name)
-    if alike:
-        lines = [line.format(repr(path)) for path in dict.fromkeys(alike)]
-        own = "/".join(chosen[0].scope.path) or root.model.name
-        warnings.warn(
-            f"`layers` fits other parts of {root.model.name!r}, which are not "
-            f"taken: {'; '.join(lines)}. Write {own + '/'!r} before what "
-            f"you mean to take these alone. Received: layers={layers!r:.200}",
-            stacklevel=2,
-        )
-    if hidden:
-        warnings.warn(
-            f"{list(dict.fromkeys(hidden))} hold layers of the same name, "
-            "which are not taken: only Functional models are looked into. Take "
-            "what they return, by their own names, or call an "
-            "`IStarRegularization` layer in them. "
-            f"Received: layers={layers!r:.200}",
-            stacklevel=2,
-        )
-
-
-def _names_of_parts(call):
-    """Names of layers in a layer that is no model with a graph."""
-    if call.is_inner or keras_private.is_functional(call.layer):
-        return set()
-    parts = keras_private.find_layers(call.layer, keras.layers.Layer)
-    return {part.name for part in parts if part is not call.layer}
-
-
-def _warn_of_other_calls(chosen):
-    """Warns of indices that take one of several sequences of a block."""
-    taken = {id(c.call) for c in chosen}
-    for c in chosen:
-        others = [
-            call
-            for call in c.scope.blocks
-            if call.layer is c.call.layer
-            and id(call) not in taken
-            and _are_independent(c.scope.model, c.call.node, call.node)
-        ]
-        if isinstance(c.item, int) and others:
-            warnings.warn(
-                f"The index {c.item} is one of {len(others) + 1} calls of "
-                f"{c.call.layer.name!r} on different inputs, and takes that "
-                "alone. The name takes all of them: "
-                f"layers={c.call.layer.name!r}.",
-                stacklevel=2,
-            )
-
-
-def _are_independent(model, first, second):
-    before = [
-        keras_private.nodes_before(model, x.input_tensors)
-        for x in (first, second)
-    ]
-    return (
-        first not in before[1]
-        and second not in before[0]
-        and first is not second
-    )
-
-
-def _left_out(root, chosen, line):
-    """Sentences about blocks that one might have expected to be taken."""
-    scopes = {id(c.scope): c.scope for c in chosen}
-    if any(not c.call.is_block for c in chosen):
-        return []
-    sentences = []
-    seen = {id(scope.model) for scope in scopes.values()}
-    for scope in _all_scopes(root):
-        if scope.blocks and id(scope.model) not in seen:
-            seen.add(id(scope.model))
-            path = "/".join((*scope.path, "all"))
-            sentences.append(
-                f"the {len(scope.blocks)} blocks of {scope.model.name!r} are "
-                f"not taken; that would be {line.format(repr(path))}"
-            )
-    sides = {
-        side
-        for c in chosen
-        for side in ("encoder", "decoder")
-        if side in c.call.layer.name
-    }
-    if len(sides) > 1:
-        sentences.append(
-            "blocks of the encoder and of the decoder are one cloud; choose "
-            "those of one side by their names or indices"
-        )
-    return sentences
-
-
-def _all_scopes(scope):
-    yield scope
-    for nested in scope.scopes:
-        yield from _all_scopes(nested)
-
-
-def _several(scopes, items, line):
-    lines = []
-    for scope in scopes:
-        asked = ["/".join((*scope.path, str(item))) for _, item in items]
-        if not scope.path:
-            asked = [item for _, item in items]
-        text = repr(asked[0] if len(asked) == 1 else list(dict.fromkeys(asked)))
-        lines.append(line.format(text))
-    names = [scope.model.name for scope in scopes]
-    return ValueError(
-        "`layers` must choose hidden states of one model, for they are one "
-        f"cloud; these models have such blocks or names: {names}. Write a "
-        f"line for each that you mean: {'; '.join(lines)}. "
-        f"Received: layers={[i for _, i in items]!r:.200}"
-    )
-
-
-def _names_in(scope):
-    return list(dict.fromkeys(call.layer.name for call in scope.calls))
-
-
-def _likely_names(scopes):
-    """Names of two layers that may return hidden states, if there are."""
-    likely = [
-        call.layer.name
-        for scope in scopes
-        for call in scope.calls
-        if any(len(x.shape) > 2 for x in call.outputs)
-    ]
-    return list(dict.fromkeys(likely))[:2]
-
-
-def _nothing_found(root, scopes, prefix, items, layers):
-    searched = list(_all_scopes(root))
-    received = f"Received: layers={layers!r}"
-    if prefix and not scopes:
-        known = [
-            *dict.fromkeys("/".join(s.path) for s in searched if s.path),
-            *dict.fromkeys(
-                x for s in searched for c in s.calls for x in c.stack
-            ),
-        ]
-        return ValueError(
-            "`layers` must name nested models before each slash, and the model "
-            f"has no {'/'.join(prefix)!r}. There are: {known}. {received}"
-        )
-    if scopes and prefix:
-        searched = [x for scope in scopes for x in _all_scopes(scope)]
-    places: dict[str, str] = {}
-    for scope in searched:
-        for call in scope.calls:
-            places.setdefault(call.layer.name, "/".join(scope.path))
-    names = [
-        x for x in dict.fromkeys(items) if isinstance(x, str) and x != "all"
-    ]
-    missing = sorted(set(names) - set(places))
-    if missing:
-        problem, hint = f"has no layer named {missing}", ""
-        number = re.fullmatch(r"layer_(\d+)", missing[0])
-        if number and any(int(number[1]) < len(x.blocks) for x in searched):
-            hint = (
-                f"The block that logs call {missing[0]!r} is the index "
-                f"{number[1]}, a number. "
-            )
-    elif len({places[name] for name in names}) > 1:
-        where = {name: places[name] or "the model itself" for name in names}
-        return ValueError(
-            "`layers` must choose hidden states of one model, for they are "
-            f"one cloud; these names are in different nested models: {where}. "
-            + received
-        )
-    else:
-        problem = "has no encoder blocks"
-        example = _likely_names(searched) or list(places)[:1]
-        hint = f"Name layers that return them, such as layers={example}. "
-    return ValueError(
-        "`layers` must choose hidden states of the model, which "
-        f"{problem}. {hint}Names there are: {list(places)}. "
-        f"{see_guide('which-layers')}. {received}"
+        f"is 0, or `mask=False` if there is none. {see_guide('padding')}"
     )
 
 

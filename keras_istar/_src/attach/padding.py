@@ -12,6 +12,7 @@ from keras import ops
 
 from keras_istar._src.attach.find_blocks import Call
 from keras_istar._src.attach.find_blocks import Scope
+from keras_istar._src.attach.find_blocks import nodes_before
 from keras_istar._src.compat import keras_private
 from keras_istar._src.types import Tensor
 
@@ -100,9 +101,7 @@ class Padding:
             keras_private.keras_mask(x) is not None for x in call.inputs
         ):
             return False
-        before = keras_private.nodes_before(
-            self._scope.model, call.node.input_tensors
-        )
+        before = nodes_before(self._scope.model, call.node.input_tensors)
         return any(
             _embeds_ids(node) or _has_mask(node, state) for node in before
         ) or _comes_from_ids(self._scope, call.node.input_tensors)

@@ -3,6 +3,7 @@
 import functools
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -83,8 +84,14 @@ def _torch_differentiable(gradient, function):
     return differentiable
 
 
-def when_differentiated(tensor: Tensor, function: Callable[[], None]) -> Tensor:
-    """Returns `tensor`; calls a function when its gradient is traced or run."""
+def when_differentiated(tensor: Tensor, function: Callable[[], Any]) -> Tensor:
+    """Returns a tensor as it is, and tells when it gets a gradient.
+
+    Args:
+        tensor: Any tensor.
+        function: What to call when a gradient with respect to `tensor` is
+            traced or computed.
+    """
 
     def gradient(_, upstream):
         function()
@@ -92,7 +99,7 @@ def when_differentiated(tensor: Tensor, function: Callable[[], None]) -> Tensor:
 
     if keras.backend.backend() != "jax":
         return custom_gradient(gradient)(lambda x: x)(tensor)
-    # `ops.custom_gradient` traces a gradient that nobody asks for.
+    # On JAX, `ops.custom_gradient` traces gradients that nobody asks for.
     import jax
 
     identity = jax.custom_vjp(lambda x: x)

@@ -85,6 +85,8 @@ _attachments: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _shown_outputs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Layer -> its mode, and how often it has been suspended.
 _suspended_modes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# Stateless scope -> the layers that `is_called_again` has seen in it.
+_called_layers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Graph -> what undoes `insert_layer`.
 _insertions: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
@@ -142,17 +144,6 @@ def nodes(model: keras.Model) -> list[Any]:
     ]
 
 
-def nodes_before(model: keras.Model, tensors: Sequence[Any]) -> list[Any]:
-    """Nodes of the graph of `model` that `tensors` are computed by."""
-    wanted = {id(x) for x in tensors}
-    before = []
-    for node in reversed(nodes(model)):
-        if any(id(x) in wanted for x in node.outputs):
-            before.append(node)
-            wanted |= {id(x) for x in node.input_tensors}
-    return before
-
-
 def layers_outside(model: keras.Model) -> list[str]:
     """Names of layers that were called on `model`'s tensors, outside of it."""
     graph = _graph_of(model)
@@ -169,18 +160,20 @@ def layers_outside(model: keras.Model) -> list[str]:
         for call in calls
         if id(call.operation) not in inside
         and not isinstance(call.operation, _Below)
-        and not _is_idle_cast(call)
+        and not _is_end(call)
     ]
     return list(dict.fromkeys(outside))
 
 
-def _is_idle_cast(node):
-    """Whether nothing uses the cast that a node makes.
+def _is_end(node):
+    """Whether a node is an operation without weights whose result is unused.
 
-    Keras leaves such nodes where a layer is given another dtype than its own.
+    Keras leaves a cast where a layer is given another dtype than its own, and
+    users leave others.
     """
     operation = node.operation
-    return type(operation).__name__ == "Cast" and not operation._outbound_nodes
+    is_layer = isinstance(operation, keras.layers.Layer)
+    return not is_layer and not operation._outbound_nodes
 
 
 def inputs_of(model: keras.Model) -> list[Any]:
@@ -920,6 +913,36 @@ def loses_losses() -> bool:
     return in_stateless_scope() and not get_stateless_scope().collect_losses
 
 
+def is_traced() -> bool:
+    """Whether a graph of TensorFlow, or a step on JAX, is being traced."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return not tf.executing_eagerly()
+    return in_stateless_scope()
+
+
+def collected_losses() -> list[Tensor] | None:
+    """The losses that `stateless_call` is going to return, if it returns any.
+
+    The list is changed in place: a layer that is called again loses its loss.
+    """
+    if not in_stateless_scope():
+        return None
+    scope = get_stateless_scope()
+    return scope.losses if scope.collect_losses else None
+
+
+def is_called_again(layer: keras.layers.Layer) -> bool:
+    """Whether this was asked before for a layer in this stateless scope."""
+    if not in_stateless_scope():
+        return False
+    layers = _called_layers.setdefault(get_stateless_scope(), weakref.WeakSet())
+    is_known = layer in layers
+    layers.add(layer)
+    return is_known
+
+
 def has_state(variable: keras.Variable) -> bool:
     """Whether the current stateless scope holds a value of `variable`."""
     if not in_stateless_scope():
@@ -949,7 +972,7 @@ def replace_losses(layer: keras.layers.Layer, make_list: type) -> None:
             part._losses = losses
 
 
-def own_methods(model: keras.Model, names: Sequence[str]) -> list[str]:
+def overridden_methods(model: keras.Model, names: Sequence[str]) -> list[str]:
     """Those of the named methods of `keras.Model` that `model` replaces."""
     return [
         name

@@ -1,4 +1,4 @@
-"""Hooks of train steps, for logs on JAX and penalties that Keras would lose.
+"""Hooks of train steps: logs on JAX, lost penalties, warnings of unused ones.
 
 On JAX, Keras runs the forward pass of a train step without the state of
 metrics, so a layer cannot log from its call
@@ -9,16 +9,18 @@ forward pass on JAX the state of metrics and keeps all losses.
 
 On any backend, a `train_step` or `compute_loss` that calls the model once more,
 such as that of KerasHub's SigLIP, makes Keras forget the losses of the forward
-pass. Models with one of their own are therefore hooked too. Remove when a call
-of a model no longer clears the losses of the call before. A step of one's own
-may also leave the losses of layers out. So the hooks watch whether penalties
-get a gradient.
+pass. Models that override one of them are therefore hooked too. Remove when a
+call of a model no longer clears the losses of the call before.
+
+Such a method may also leave the losses of layers out, as may that of a model
+around the hooked one. So penalties are watched: layers are told of those that
+get no gradient.
 """
 
 import contextlib
 import contextvars
 import functools
-import warnings
+import threading
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -41,14 +43,14 @@ class Call(NamedTuple):
             argument says whether this is the first call of the layer in a step.
         metric: One of these metrics.
         penalty: Number that the layer added to the loss; None if it added none.
-        is_returned: Whether `stateless_call` returns the penalty to a train
-            step of the user's, which has to add it then.
+        collected: The losses that `stateless_call` is going to return, as they
+            are now and as they will be; None if it returns none.
     """
 
     log: Callable[[bool], None] | None
     metric: keras.metrics.Metric
     penalty: Tensor | None
-    is_returned: bool
+    collected: list[Tensor] | None
 
 
 class TrainStep:
@@ -56,11 +58,11 @@ class TrainStep:
 
     Attributes:
         model: The model.
-        is_own: Whether the step is the user's, not that of Keras.
+        is_own: Whether the model overrides `train_step`.
         calls: Calls of layers that `compute_loss` has not handled yet.
         metrics: `id` of the metric of every call.
-        watched: Names of layers whose penalties must get a gradient.
-        reached: Those of them whose penalties have got one.
+        at_rest: Functions that tell layers that they have done nothing, by the
+            `id` of one of their metrics.
     """
 
     def __init__(self, model: keras.Model, is_own: bool):
@@ -68,10 +70,21 @@ class TrainStep:
         self.is_own = is_own
         self.calls: list[Call] = []
         self.metrics: set[int] = set()
-        self.watched: set[str] = set()
-        self.reached: set[str] = set()
+        self.at_rest: dict[int, Callable[[], None]] = {}
 
 
+class _Watched(threading.local):
+    """Watched penalties without a gradient, for each replica, so each thread.
+
+    Attributes:
+        penalties: What tells the layer of each.
+    """
+
+    def __init__(self):
+        self.penalties: dict[object, Callable[[], None]] = {}
+
+
+_watched = _Watched()
 _step: contextvars.ContextVar[TrainStep | None] = contextvars.ContextVar(
     "keras_istar_train_step", default=None
 )
@@ -117,28 +130,56 @@ def log_call(
         return False
     if step is not None:
         later = log if is_needed() else None
-        is_returned = is_needed() and step.is_own
-        is_returned &= not keras_private.loses_losses()
-        step.calls.append(Call(later, metric, penalty, is_returned))
+        collected = keras_private.collected_losses()
+        step.calls.append(Call(later, metric, penalty, collected))
         step.metrics.add(id(metric))
     return True
 
 
-def watch_gradient(penalty: Tensor, name: str) -> Tensor:
-    """Makes the current train step warn if the penalty gets no gradient.
+def watch_gradient(penalty: Tensor, tell: Callable[[], None]) -> Tensor:
+    """Watches whether a penalty of a train step gets a gradient.
+
+    Calls by hand are not watched.
 
     Args:
         penalty: Number that a layer is to add to the loss.
-        name: Name of the layer.
+        tell: What `tell_of_no_gradient` calls if it gets none.
 
     Returns:
         The penalty, for the layer to add.
     """
-    step = current_step()
-    if step is None:
+    if current_step() is None and not keras_private.is_traced():
         return penalty
-    step.watched.add(name)
-    return when_differentiated(penalty, lambda: step.reached.add(name))
+    # The gradient may come in another thread.
+    penalties, key = _watched.penalties, object()
+    penalties[key] = tell
+    return when_differentiated(penalty, lambda: penalties.pop(key, None))
+
+
+def tell_of_no_gradient() -> None:
+    """Tells the layers whose penalties have got none. The step ends here."""
+    penalties = list(_watched.penalties.values())
+    _watched.penalties.clear()
+    for tell in penalties:
+        tell()
+
+
+def forget_gradients() -> None:
+    """Forgets what was watched before. A step, or an epoch, begins here."""
+    _watched.penalties.clear()
+
+
+def note_rest(metric: keras.metrics.Metric, tell: Callable[[], None]) -> None:
+    """Notes that the current train step has called a layer in inference.
+
+    Args:
+        metric: One of the metrics of the layer.
+        tell: What to call if it was not called in training as well, and the
+            train step is one of the user's.
+    """
+    step = current_step()
+    if step is not None and step.is_own:
+        step.at_rest[id(metric)] = tell
 
 
 def has_logged(metric: keras.metrics.Metric) -> bool:
@@ -157,7 +198,7 @@ def calling_model(layer: keras.layers.Layer) -> keras.layers.Layer | None:
 
 def hook(model: keras.Model) -> None:
     """Makes train steps of `model` see the calls of our layers, if needed."""
-    own = keras_private.own_methods(model, _HOOKS)
+    own = keras_private.overridden_methods(model, _HOOKS)
     if not (is_needed() or own) or is_hooked(model):
         return
     train_step, compute_loss = model.train_step, model.compute_loss
@@ -165,11 +206,8 @@ def hook(model: keras.Model) -> None:
 
     @functools.wraps(train_step)
     def hooked_train_step(*args, **kwargs):
-        with _train_step(reference(), "train_step" in own) as step:
-            results = train_step(*args, **kwargs)
-        if own and not step.watched <= step.reached:
-            _warn_of_no_gradient(step, own)
-        return results
+        with _train_step(reference(), "train_step" in own):
+            return train_step(*args, **kwargs)
 
     @functools.wraps(compute_loss)
     def hooked_compute_loss(*args, **kwargs):
@@ -199,25 +237,20 @@ def sync(model: keras.Model) -> None:
 
 
 @contextlib.contextmanager
-def _train_step(model: keras.Model, is_own: bool) -> Iterator[TrainStep]:
+def _train_step(model: keras.Model, is_own: bool) -> Iterator[None]:
     step = TrainStep(model, is_own)
     token = _step.set(step)
+    forget_gradients()
     try:
-        yield step
+        yield
+        tell_of_no_gradient()
+        for metric, tell in step.at_rest.items():
+            if metric not in step.metrics:
+                tell()
     finally:
         # Nothing must outlive the trace.
         _step.reset(token)
-
-
-def _warn_of_no_gradient(step, own):
-    names = ", ".join(sorted(step.watched - step.reached))
-    methods = " and ".join(f"`{name}`" for name in own)
-    warnings.warn(
-        f"The penalty of {names} does not train {step.model.name!r}: the "
-        f"model's own {methods} must add `sum(self.losses)` to the loss. (Or "
-        "all layers before the hidden states are frozen.)",
-        stacklevel=3,
-    )
+        forget_gradients()
 
 
 def _finish(step, loss):
@@ -226,8 +259,7 @@ def _finish(step, loss):
     entered = {id(x) for x in step.model.losses}
     logged = set()
     for call in calls:
-        is_theirs = call.penalty is None or call.is_returned
-        if not is_theirs and id(call.penalty) not in entered:
+        if _is_lost(step, call, entered):
             loss = loss + keras_private.additional_loss(
                 step.model, call.penalty
             )
@@ -237,3 +269,11 @@ def _finish(step, loss):
             call.log(id(call.metric) not in logged)
             logged.add(id(call.metric))
     return loss
+
+
+def _is_lost(step, call, entered):
+    """Whether neither `compute_loss` nor the user's step has the penalty."""
+    if call.penalty is None or id(call.penalty) in entered:
+        return False
+    returned = (call.collected or []) if step.is_own else []
+    return all(x is not call.penalty for x in returned)

@@ -85,8 +85,15 @@ class TrainingMean(keras.metrics.Mean):
         self.count.assign(self.count + float(is_new_step))
         self.is_training = True
 
+    def reset_state(self) -> None:
+        """Begins an epoch, or a pass of evaluation."""
+        train_steps.forget_gradients()
+        super().reset_state()
+
     def result(self) -> Any:
         """The mean, or an empty dict of logs if no training step was seen."""
+        # Train steps, of whatever model, end with the results of metrics.
+        train_steps.tell_of_no_gradient()
         try:
             # A copy, for a variable of several replicas is not one tensor.
             has_value = bool(ops.copy(self.count.value) > 0)
@@ -280,6 +287,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         if not train_steps.has_logged(means[0]):
             for mean in means:
                 mean.is_training = False
+            train_steps.note_rest(means[0], self._warn_of_rest)
 
     def _add_penalty(self, states, masks):
         model = train_steps.calling_model(self)
@@ -291,11 +299,14 @@ class HiddenStateRegularization(keras.layers.Layer):
         further = self.further_logs(measured)
         # Keras adds it to a task loss of this type.
         entered = ops.cast(penalty, keras.config.floatx())
-        if self.settings["strength"] != 0:
-            entered = train_steps.watch_gradient(entered, self.name)
+        if self.settings["strength"] != 0:  # Else the layer only logs.
+            entered = train_steps.watch_gradient(
+                entered, self._warn_of_no_gradient
+            )
         is_first_call = not self.losses
-        self.add_loss(entered)
         measure_mean, penalty_mean, *_ = self._means.values()
+        is_new_step = is_first_call and not train_steps.has_logged(measure_mean)
+        self.add_loss(entered)
 
         def log(is_first_call):
             measure_mean.record(ops.mean(measured))
@@ -306,12 +317,20 @@ class HiddenStateRegularization(keras.layers.Layer):
         is_heard = train_steps.log_call(
             log, measure_mean, is_first_call, entered
         )
-        if self._steps is not None and is_first_call:
+        if self._steps is not None and is_new_step:
             self._steps.state.assign_add(1.0)
-        if not is_heard and keras_private.loses_losses():
+        if is_heard:
+            return
+        if keras_private.loses_losses():
             self._warn(
                 "adds no penalty here: `stateless_call` drops losses unless "
                 "it is called with `return_losses=True`."
+            )
+        elif keras_private.is_called_again(self):
+            self._warn(
+                "is called several times in a step. On JAX, Keras keeps only "
+                "the penalty of the last call: give `fit` an `IStarCallback`, "
+                "which sees to it that all of them count."
             )
 
     def warn_of_no_training(self) -> None:
@@ -326,6 +345,26 @@ class HiddenStateRegularization(keras.layers.Layer):
                 "`def call(self, inputs, training=None)`, and pass it on to "
                 f"{call}."
             )
+
+    def _warn_of_rest(self):
+        self._warn(
+            "adds no penalty: `train_step` calls the model in inference only. "
+            "Call it with `training=True`."
+        )
+
+    def _warn_of_no_gradient(self):
+        advice = "add `sum(self.losses)` to the loss after each call"
+        if train_steps.is_needed():
+            advice += (
+                ", or, in a `train_step`, what `stateless_call(..., "
+                "return_losses=True)` returns"
+            )
+        self._warn(
+            "adds a penalty that trains nothing. Either all layers before the "
+            "hidden states are frozen; or the model that is fitted has a "
+            "`train_step` or `compute_loss` of its own that leaves the penalty "
+            f"out: {advice}."
+        )
 
     def _warn(self, what):
         if not self._has_warned:
