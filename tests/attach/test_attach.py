@@ -461,11 +461,12 @@ def test_a_loss_of_another_pass_keeps_the_penalty(x, run_eagerly):
 @pytest.mark.parametrize("is_nested", [False, True])
 def test_frozen_layers(is_nested):
     model = inner = _model()
-    inner.trainable = False
+    for part in inner.layers:
+        part.trainable = False
     if is_nested:
         inputs = keras.Input((6, 5))
         model = keras.Model(inputs, inner(inputs))
-    with pytest.warns(UserWarning, match="are frozen: the penalty has no"):
+    with pytest.warns(UserWarning, match="No layer before the hidden states"):
         keras_istar.attach(model)
     keras_istar.detach(model)
     with warnings.catch_warnings():
@@ -475,8 +476,21 @@ def test_frozen_layers(is_nested):
         inner.get_layer("block_0").trainable = True
         keras_istar.attach(model)
         keras_istar.detach(model)
-    with pytest.warns(UserWarning, match="are frozen"):
+    with pytest.warns(UserWarning, match="No layer before"):
         keras_istar.attach(model, "embedding")
+
+
+@pytest.mark.filterwarnings("error")
+def test_layers_that_lora_trains_are_not_frozen():
+    model = _model()
+    for i in range(3):
+        block = model.get_layer(f"block_{i}")
+        block.trainable = False
+        block.dense.trainable = True
+        block.dense.enable_lora(2)
+        assert not block.trainable_weights
+    model.get_layer("embedding").trainable = False
+    assert len(keras_istar.attach(model).state_names) == 3
 
 
 @pytest.mark.filterwarnings("error")

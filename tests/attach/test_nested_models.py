@@ -1,6 +1,8 @@
 """Several models in one: which is attached, and what to write for each."""
 
+import ast
 import logging
+import re
 import warnings
 
 import keras
@@ -259,11 +261,22 @@ class Patches(Block):
     """Another kind of block."""
 
 
-def _one_on_another(kind):
+def _one_on_another(kind, number=1):
     i = keras.Input((6, 5))
     inner = keras.Model(i, kind(name="b")(i), name="vision")
     j = keras.Input((6, 5))
-    return keras.Model(j, Block(name="a")(inner(j)), name="both")
+    x = inner(j)
+    for name in ("a", "c")[:number]:
+        x = Block(name=name)(x)
+    return keras.Model(j, x, name="both")
+
+
+def _two_dense():
+    i = keras.Input((6, 5))
+    inner = keras.Model(i, keras.layers.Dense(5, name="hidden")(i), name="in")
+    j = keras.Input((6, 5))
+    hidden = keras.layers.Dense(5, name="hidden")(inner(j))
+    return keras.Model(j, hidden, name="out")
 
 
 @pytest.mark.filterwarnings("error")
@@ -303,57 +316,77 @@ def _towers_of_two_kinds():
     return keras.Model(inputs, keras.layers.Dot(2)(pair), name="both")
 
 
+def _lines(warning):
+    """The arguments `layers` that a warning writes out."""
+    lines = re.findall(r"attach\(model, (.*?)\)", str(warning.message))
+    return [ast.literal_eval(line) for line in lines]
+
+
 @pytest.mark.parametrize(
-    "make, layers, said, right",
+    "make, layers, said",
     [
-        (lambda: _one_on_another(Block), "all", "vision/all", "both/all"),
-        (lambda: _one_on_another(Block), [-1], "vision/-1", ["both/-1"]),
-        (_towers_of_two_kinds, "all", "query/all", "both/all"),
+        (lambda: _one_on_another(Block), "all", ["vision/all", "both/all"]),
+        (lambda: _one_on_another(Block), [-1], ["vision/-1", "both/-1"]),
+        (
+            lambda: _one_on_another(Block, 2),
+            [1, 0],
+            ["vision/0", ["both/1", "both/0"]],
+        ),
+        (_towers_of_two_kinds, "all", ["query/all", "both/all"]),
+        (_two_dense, "hidden", ["in/hidden", "out/hidden"]),
     ],
 )
-def test_the_user_is_told_of_blocks_alike(make, layers, said, right):
+def test_the_user_is_told_of_what_fits_as_well(make, layers, said):
     model = make()
-    line = rf"attach\(model, '{said}'\).*Write 'both/' before"
-    with pytest.warns(UserWarning, match=line):
+    with pytest.warns(UserWarning, match="`layers` also fits") as warned:
         taken = keras_istar.attach(model, layers).state_names
+    (warning,) = warned
+    assert _lines(warning) == said
     keras_istar.detach(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert keras_istar.attach(model, right).state_names == taken
-        assert keras_istar.attach(model, said).owner_name in said
-
-
-def test_the_user_is_told_of_layers_of_the_same_name():
-    i = keras.Input((6, 5))
-    inner = keras.Model(i, keras.layers.Dense(5, name="hidden")(i), name="in")
-    j = keras.Input((6, 5))
-    model = keras.Model(
-        j, keras.layers.Dense(5, name="hidden")(inner(j)), name="out"
-    )
-    with pytest.warns(UserWarning, match=r"'in/hidden'\).*Write 'out/'"):
-        keras_istar.attach(model, "hidden")
-    keras_istar.detach(model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        keras_istar.attach(model, ["out/hidden"])
-        keras_istar.attach(model, ["in/hidden"])
+        other, own = said
+        assert keras_istar.attach(model, own).state_names == taken
+        keras_istar.attach(model, other)
 
 
 def test_the_user_is_told_of_names_that_cannot_be_taken():
     model = _towers_of_two_kinds()
     model.get_layer("query").get_layer("first").name = "hidden"
     model.get_layer("doc").blocks[0].dense.name = "hidden"
-    with pytest.warns(UserWarning, match=r"\['doc'\] hold layers"):
+    with pytest.warns(UserWarning, match=r"\['hidden'\] inside of 'doc'") as w:
         layer = keras_istar.attach(model, "hidden")
     assert layer.owner_name == "query"
+    assert _lines(w[0]) == ["query/hidden"]
     keras_istar.detach(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        keras_istar.attach(model, "doc")
+        keras_istar.attach(model, "query/hidden")
 
 
-@pytest.mark.parametrize("is_nested", [False, True])
-def test_the_user_is_told_of_other_calls_of_a_block(is_nested):
+@pytest.mark.filterwarnings("error")
+def test_names_of_parts_of_layers_before():
+    """Such as those of attention, and of blocks before the last norm."""
+    inputs = keras.Input((6, 5))
+    tower = Tower(name="tower")
+    states = tower(inputs)
+    tower.blocks[0].dense.name = "norm"
+    states = keras.layers.MultiHeadAttention(1, 2)(states, states)
+    outputs = keras.layers.Dense(5, name="query")(states)
+    outputs = keras.layers.Dense(5, name="norm")(outputs)
+    names = ["query", "norm"]
+    layer = keras_istar.attach(keras.Model(inputs, outputs), names)
+    assert list(layer.state_names) == names
+
+
+def _pair_of_calls(encode):
+    inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
+    outputs = keras.layers.Subtract()([encode(i) for i in inputs])
+    return keras.Model(inputs, outputs, name="pair")
+
+
+@pytest.mark.parametrize("kind", ["blocks", "composite", "nested"])
+def test_the_user_is_told_of_other_calls_of_a_block(kind):
     stack = [Block(name="first"), Block(name="second")]
 
     def encode(x):
@@ -361,18 +394,46 @@ def test_the_user_is_told_of_other_calls_of_a_block(is_nested):
             x = block(x)
         return x
 
-    tower = Tower(name="tower") if is_nested else encode
-    inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
-    outputs = keras.layers.Subtract()([tower(i) for i in inputs])
-    model = keras.Model(inputs, outputs)
-    with pytest.warns(UserWarning, match="-1 is one of 2 calls of 'second'"):
-        keras_istar.attach(model, -1)
+    model = _pair_of_calls(Tower(name="t") if kind == "composite" else encode)
+    path = ""
+    if kind == "nested":
+        inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
+        outputs = Block(name="second")(model(inputs))
+        model, path = keras.Model(inputs, outputs, name="whole"), "pair/"
+    index = f"{path}-1" if path else -1
+    with pytest.warns(UserWarning, match="1 of the 2 calls of 'second'") as w:
+        keras_istar.attach(model, index)
+    (warning,) = w
+    assert _lines(warning) == [f"{path}second"]
     keras_istar.detach(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for layers in (["first", "second"], "all", [0, 1, 2, 3]):
-            assert len(keras_istar.attach(model, layers).state_names) > 1
-            keras_istar.detach(model)
+        both = keras_istar.attach(model, f"{path}second")
+        assert both.state_names == (
+            f"{path}second".split("/")[-1],
+            "second_1",
+        )
+        keras_istar.detach(model)
+        indices = [f"{path}{i}" if path else i for i in range(4)]
+        keras_istar.attach(model, indices)
+        keras_istar.detach(model)
+
+
+def test_the_user_is_told_of_stacks_apart():
+    inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
+    states = [
+        Tower(name=name)(i)
+        for name, i in zip(("text", "image"), inputs, strict=True)
+    ]
+    model = keras.Model(inputs, keras.layers.Dot(2)(states))
+    with pytest.warns(UserWarning, match="'text', 'image'. are one") as w:
+        layer = keras_istar.attach(model)
+    assert len(layer.state_names) == 4
+    assert _lines(w[0]) == ["text/all", "image/all"]
+    keras_istar.detach(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(keras_istar.attach(model, "image/all").state_names) == 2
 
 
 @pytest.mark.filterwarnings("error")
@@ -389,12 +450,13 @@ def test_output_as_a_name_of_an_inner_layer():
     states = keras.layers.Dense(5, name="output")(i)
     inner = keras.Model(i, states, name="inner")
     j = keras.Input((6, 5))
-    pooled = keras.layers.GlobalAveragePooling1D()(inner(j))
+    pooled = keras.layers.GlobalAveragePooling1D()(inner(inner(j)))
     model = keras.Model(j, keras.layers.Dense(3, name="embed")(pooled))
-    with pytest.raises(ValueError, match="write 'inner/output'"):
+    with pytest.raises(ValueError, match="write 'inner/output' for the"):
         keras_istar.attach(model, "output")
-    assert keras_istar.attach(model, "inner/output").dim == 5
     assert keras_istar.attach(model, "embed").dim == 3
+    keras_istar.detach(model)
+    assert keras_istar.attach(model, "inner/output").dim == 5
 
 
 def test_sequential_models(x, tmp_path):

@@ -295,8 +295,12 @@ def test_wrong_masks_leave_the_model_as_it_was(mask, message):
 class Block(keras.layers.Layer):
     """Looks at its own tokens, and at those of a memory."""
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = self.add_weight((), keras.initializers.Constant(2.0))
+
     def call(self, x, padding_mask=None, memory=None, memory_mask=None):
-        return ops.tanh(2.0 * x)
+        return ops.tanh(self.factor * x)
 
     def compute_output_shape(self, shape, *others):
         return shape

@@ -294,9 +294,10 @@ def _attach_below(model, regularizer, layers, mask, pooling, line, undo):
         warnings.warn(sentence, stacklevel=4)
     if not states.is_trainable and regularizer.strength != 0:
         warnings.warn(
-            "All layers before the hidden states are frozen: the penalty has "
-            "no effect until they are made trainable. With `strength=0.0`, the "
-            f"layer only logs. Received: model={model.name!r}",
+            "No layer before the hidden states has weights that the model "
+            "trains: the penalty has no effect while they are frozen. With "
+            "`strength=0.0`, the layer only logs. "
+            f"Received: model={model.name!r}",
             stacklevel=4,
         )
 

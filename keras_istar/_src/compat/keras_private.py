@@ -914,12 +914,15 @@ def loses_losses() -> bool:
 
 
 def is_traced() -> bool:
-    """Whether a graph of TensorFlow, or a step on JAX, is being traced."""
+    """Whether a graph of TensorFlow, or a step on JAX, is being traced.
+
+    Not while Keras runs a layer only to infer the shape of its output.
+    """
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return not tf.executing_eagerly()
-    return in_stateless_scope()
+        return not (tf.executing_eagerly() or in_stateless_scope())
+    return collected_losses() is not None
 
 
 def collected_losses() -> list[Tensor] | None:
