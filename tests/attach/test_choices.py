@@ -194,3 +194,36 @@ def test_names_that_numbers_would_repeat():
     model = keras.Model(inputs, last)
     layer = keras_istar.attach(model, ["encoder", "encoder_1"])
     assert layer.state_names == ("encoder", "encoder_2", "encoder_1")
+
+
+def test_two_outputs_of_one_layer_are_refused():
+    model = _split_model(dict, ["sequence"])
+    with pytest.raises(ValueError, match="must choose one output of 'split'"):
+        keras_istar.attach(model, ["split", "split/twice"])
+
+
+class Attentive(layers.Layer):
+    """Returns its states, and scores of attention."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(5, "tanh")
+
+    def call(self, x):
+        states = x + self.dense(x)
+        transposed = keras.ops.transpose(states, (0, 2, 1))
+        return states, keras.ops.matmul(states, transposed)
+
+
+def test_a_block_that_returns_more_than_its_states(x):
+    inputs = keras.Input((6, 5))
+    block = Attentive(name="block")
+    states, scores = block(inputs)
+    pooled = keras.ops.mean(keras.ops.matmul(scores, states), axis=1)
+    model = keras.Model(inputs, layers.Dense(1)(pooled))
+    states = keras.ops.convert_to_numpy(block(x)[0])
+    expected = oracle.penalty(states.reshape(-1, 5), 1.0)
+    for chosen in ("block", 0):
+        keras_istar.attach(model, chosen, strength=1.0)
+        assert _penalty(model, x) == pytest.approx(expected, abs=1e-5)
+        keras_istar.detach(model)

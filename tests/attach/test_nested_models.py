@@ -350,6 +350,13 @@ def test_the_user_is_told_of_what_fits_as_well(make, layers, said):
         keras_istar.attach(model, other)
 
 
+def test_a_model_and_one_in_it_are_not_one_cloud():
+    line = r"attach\(model, \['hidden', 'hidden'\]\)|attach\(model, 'hidden'\)"
+    with pytest.raises(ValueError, match=line) as error:
+        keras_istar.attach(_two_dense(), ["hidden", "in/hidden"])
+    assert "attach(model, 'in/hidden')" in str(error.value)
+
+
 def test_the_user_is_told_of_names_that_cannot_be_taken():
     model = _towers_of_two_kinds()
     model.get_layer("query").get_layer("first").name = "hidden"
