@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import keras_istar
-from keras_istar._src.attach.find_states import find_embedding
+from keras_istar._src.attach.find_embedding import find_embedding
 
 SIZES = dict(
     vocabulary_size=20,

@@ -10,10 +10,10 @@ import keras
 from keras import ops
 
 from keras_istar._src import validation
+from keras_istar._src.attach.find_embedding import find_embedding
 from keras_istar._src.attach.find_states import HiddenStates
 from keras_istar._src.attach.find_states import Layers
 from keras_istar._src.attach.find_states import check_functional
-from keras_istar._src.attach.find_states import find_embedding
 from keras_istar._src.attach.find_states import find_states
 from keras_istar._src.attach.padding import Mask
 from keras_istar._src.attach.pooling import Pooling

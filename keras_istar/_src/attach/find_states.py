@@ -3,7 +3,6 @@
 import contextlib
 import logging
 from collections.abc import Sequence
-from typing import Any
 from typing import NamedTuple
 
 import keras
@@ -19,6 +18,7 @@ from keras_istar._src.attach.find_blocks import Chosen
 from keras_istar._src.attach.find_blocks import Scope
 from keras_istar._src.attach.find_blocks import nodes_before
 from keras_istar._src.attach.find_blocks import read_model
+from keras_istar._src.attach.find_embedding import is_embedding
 from keras_istar._src.attach.padding import Mask
 from keras_istar._src.attach.padding import MaskSource
 from keras_istar._src.attach.padding import Padding
@@ -112,7 +112,7 @@ def find_states(
         # An embedding of each example has no tokens that could be padding.
         lacks = (
             source is None
-            and not _is_embedding(state)
+            and not is_embedding(state)
             and padding.lacks_mask(c.call, state)
         )
         if lacks:
@@ -146,7 +146,7 @@ def find_states(
 
 def _own_output(model, mask):
     """The model's own output, if that is one embedding of each example."""
-    embeddings = [x for x in model.outputs if _is_embedding(x)]
+    embeddings = [x for x in model.outputs if is_embedding(x)]
     if len(model.outputs) != 1 or not embeddings or mask not in (None, False):
         raise ValueError(
             "`layers='output'` is for models that return one embedding of each "
@@ -633,68 +633,3 @@ def _no_mask_found(owner, names):
         f'Say what it is, such as `mask={{"{example}": 0}}` if its id '
         f"is 0, or `mask=False` if there is none. {see_guide('padding')}"
     )
-
-
-_POOLER = "pooled_dense"  # KerasHub's name, in a backbone that has no head.
-
-
-def find_embedding(model: keras.Model, layer: Any = None) -> Tensor:
-    """Finds the tensor `(batch, dim)` that a model classifies.
-
-    It is the input of the last `Dense` layer, before dropout. In KerasHub's
-    classifiers it is the output of the pooler, after its activation.
-
-    Args:
-        model: KerasHub task or backbone, or any Functional model.
-        layer: Name of the layer that returns the embedding; None to find it.
-
-    Raises:
-        ValueError: If `model` is not Functional or has no such tensor.
-    """
-    check_functional(model)
-    calls = [
-        node
-        for node in keras_private.nodes(model)
-        if isinstance(node.operation, keras.layers.Layer)
-    ]
-    if layer is not None:
-        return _named_output(calls, layer)
-    computed = {id(x) for x in keras_private.computed_tensors(model)}
-    for call in reversed(calls):
-        if isinstance(call.operation, keras.layers.Dense):
-            if call.operation.name == _POOLER:
-                return call.outputs[0]
-            embedding = _before_dropout(calls, call.input_tensors[0])
-            if _is_embedding(embedding) and id(embedding) in computed:
-                return embedding
-    raise ValueError(
-        "`model` must have a `Dense` layer that is given a sentence embedding "
-        "`(batch, dim)`, or `layers` must name the layer that returns it. "
-        f"Received: model={model.name!r}"
-    )
-
-
-def _named_output(calls: list[Any], name: Any) -> Tensor:
-    outputs = [call.outputs[0] for call in calls if call.operation.name == name]
-    if len(outputs) != 1 or not _is_embedding(outputs[0]):
-        known = [c.operation.name for c in calls if _is_embedding(c.outputs[0])]
-        raise ValueError(
-            "`layers` must be None or the name of a layer that the model "
-            "itself calls, once, to make a sentence embedding `(batch, dim)`. "
-            f"Layers with such outputs are: {known}. "
-            f"Received: layers={name!r:.200}"
-        )
-    return outputs[0]
-
-
-def _before_dropout(calls: list[Any], tensor: Tensor) -> Tensor:
-    producers = {id(call.outputs[0]): call for call in calls}
-    call = producers.get(id(tensor))
-    if call is not None and isinstance(call.operation, keras.layers.Dropout):
-        return _before_dropout(calls, call.input_tensors[0])
-    return tensor
-
-
-def _is_embedding(tensor: Tensor) -> bool:
-    is_float = "float" in keras.backend.standardize_dtype(tensor.dtype)
-    return is_float and len(tensor.shape) == 2 and (tensor.shape[-1] or 0) > 1
