@@ -256,7 +256,7 @@ def test_a_huge_max_tokens_draws_what_there_is(rng, jit_compile):
     inputs = keras.Input((6, 4))
     hidden = keras.layers.Identity(name="encoder")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
-    keras_istar.attach(model, "encoder", 1.0, 0.0, max_tokens=2**31 - 1)
+    keras_istar.attach(model, "encoder", 0.0, 0.0, max_tokens=2**31 - 1)
     model.compile("sgd", "mse", jit_compile=jit_compile)
     x = rng.normal(size=(12, 6, 4)).astype("float32")
     logs = model.fit(x, x[..., :1], batch_size=12, verbose=0).history

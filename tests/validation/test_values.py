@@ -140,7 +140,8 @@ def test_whatever_is_not_zero_in_a_mask_counts(rng, value):
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_training_scores_what_is_not_finite_and_goes_on(rng, run_eagerly):
     inputs = keras.Input((4,))
-    hidden = keras_istar.IStarRegularization(strength=-1.0)(inputs)
+    states = keras.layers.Dense(4)(inputs)
+    hidden = keras_istar.IStarRegularization(strength=-1.0)(states)
     model = keras.Model(inputs, keras.layers.Dense(1)(hidden))
     model.compile("sgd", "mse", run_eagerly=run_eagerly)
     x = np.full((8, 4), np.nan, "float32")
