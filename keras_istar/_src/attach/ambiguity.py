@@ -166,13 +166,12 @@ def _fitting_models(root, chosen, line):
     kinds = {type(c.call.layer) for c in chosen if c.item not in names}
     seen = {id(c.scope.model) for c in chosen}
     for scope in root.all_scopes():
-        blocks = [x for x in scope.blocks if type(x.layer) in kinds]
+        number = len(scope.blocks)
+        indices = ["all", *range(-number, number)]
+        if not any(type(x.layer) in kinds for x in scope.blocks):
+            indices = []
         fitting = [
-            item
-            for item in items
-            if item in scope.names
-            or (blocks and item == "all")
-            or (blocks and item in range(-len(blocks), len(blocks)))
+            item for item in items if item in scope.names or item in indices
         ]
         if fitting and id(scope.model) not in seen:
             seen.add(id(scope.model))
