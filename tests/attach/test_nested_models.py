@@ -350,6 +350,23 @@ def test_the_user_is_told_of_what_fits_as_well(make, layers, said):
         keras_istar.attach(model, other)
 
 
+def test_lines_for_models_with_less_blocks():
+    def tower(name, number):
+        i = x = keras.Input((6, 5))
+        for j in range(number):
+            x = Block(name=f"{name}_{j}")(x)
+        return keras.Model(i, x, name=name)
+
+    inputs = [keras.Input((6, 5)), keras.Input((6, 5))]
+    towers = [tower("query", 3), tower("doc", 2)]
+    pair = [f(i) for f, i in zip(towers, inputs, strict=True)]
+    model = keras.Model(inputs, keras.layers.Dot(2)(pair))
+    with pytest.raises(ValueError, match="these models have") as error:
+        keras_istar.attach(model, [0, 2])
+    lines = re.findall(r"attach\(model, (.*?)\)", str(error.value))
+    assert lines == ["['query/0', 'query/2']", "'doc/0'"]
+
+
 def test_a_model_and_one_in_it_are_not_one_cloud():
     line = r"attach\(model, \['hidden', 'hidden'\]\)|attach\(model, 'hidden'\)"
     with pytest.raises(ValueError, match=line) as error:

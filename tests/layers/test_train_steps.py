@@ -457,6 +457,38 @@ def test_does_not_warn_of_penalties_that_train(form, data):
     train(attached(form), data)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a step of TensorFlow")
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("run_eagerly", [False, True])
+def test_does_not_warn_if_metrics_are_read_first(data, run_eagerly):
+    class Early(keras.Model):
+        def train_step(self, data):
+            import tensorflow as tf
+
+            x, y = data
+            with tf.GradientTape() as tape:
+                y_pred = self(x, training=True)
+                loss = self.compute_loss(x, y, y_pred)
+                logs = self.compute_metrics(x, y, y_pred)
+            gradients = tape.gradient(loss, self.trainable_variables)
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return logs
+
+    train(attached(Early), data, run_eagerly=run_eagerly)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="a step of TensorFlow")
+@pytest.mark.filterwarnings("error")
+def test_does_not_warn_of_a_teacher(data):
+    class Distilled(TensorFlowNew):
+        def train_step(self, data):
+            x, y = data
+            return super().train_step((x, y + teacher(x, training=False)))
+
+    teacher = attached(keras.Model)
+    train(attached(Distilled), data)
+
+
 @pytest.mark.filterwarnings("error")
 def test_does_not_warn_of_a_layer_that_only_logs(data):
     train(attached(model_of(LeavesLossesOut), strength=0.0), data)

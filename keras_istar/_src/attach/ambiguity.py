@@ -20,7 +20,15 @@ def several_models(
     scopes: list[Scope], items: list[int | str], line: str
 ) -> ValueError:
     """The error where `layers` fits several nested models."""
-    lines = [_line_for(scope, items, line) for scope in scopes]
+    lines = []
+    for scope in scopes:
+        number = len(scope.blocks)
+        fitting = [
+            item
+            for item in items
+            if isinstance(item, str) or item in range(-number, number)
+        ]
+        lines += [_line_for(scope, fitting, line)] if fitting else []
     names = [scope.model.name for scope in scopes]
     return ValueError(
         "`layers` must choose hidden states of one model, for they are one "

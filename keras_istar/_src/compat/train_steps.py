@@ -157,11 +157,14 @@ def watch_gradient(penalty: Tensor, tell: Callable[[], None]) -> Tensor:
 
 
 def tell_of_no_gradient() -> None:
-    """Tells the layers whose penalties have got none. The step ends here."""
-    penalties = list(_watched.penalties.values())
-    _watched.penalties.clear()
-    for tell in penalties:
-        tell()
+    """Tells the layers whose penalties have got none, where a step may end.
+
+    A hooked step tells them itself, when it has ended.
+    """
+    if current_step() is None:
+        penalties = dict(_watched.penalties)
+        forget_gradients()
+        _tell(penalties)
 
 
 def forget_gradients() -> None:
@@ -174,8 +177,8 @@ def note_rest(metric: keras.metrics.Metric, tell: Callable[[], None]) -> None:
 
     Args:
         metric: One of the metrics of the layer.
-        tell: What to call if it was not called in training as well, and the
-            train step is one of the user's.
+        tell: What to call if no layer of ours is called in training as well,
+            and the train step is one of the user's.
     """
     step = current_step()
     if step is not None and step.is_own:
@@ -243,14 +246,18 @@ def _train_step(model: keras.Model, is_own: bool) -> Iterator[None]:
     forget_gradients()
     try:
         yield
-        tell_of_no_gradient()
-        for metric, tell in step.at_rest.items():
-            if metric not in step.metrics:
-                tell()
+        _tell(_watched.penalties)
+        if not step.metrics:
+            _tell(step.at_rest)
     finally:
         # Nothing must outlive the trace.
         _step.reset(token)
         forget_gradients()
+
+
+def _tell(functions):
+    for tell in list(functions.values()):
+        tell()
 
 
 def _finish(step, loss):

@@ -92,7 +92,7 @@ class TrainingMean(keras.metrics.Mean):
 
     def result(self) -> Any:
         """The mean, or an empty dict of logs if no training step was seen."""
-        # Train steps, of whatever model, end with the results of metrics.
+        # Most train steps, of whatever model, end with results of metrics.
         train_steps.tell_of_no_gradient()
         try:
             # A copy, for a variable of several replicas is not one tensor.
