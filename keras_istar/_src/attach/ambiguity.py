@@ -22,12 +22,8 @@ def several_models(
     """The error where `layers` fits several nested models."""
     lines = []
     for scope in scopes:
-        number = len(scope.blocks)
-        fitting = [
-            item
-            for item in items
-            if isinstance(item, str) or item in range(-number, number)
-        ]
+        indices = scope.indices
+        fitting = [x for x in items if isinstance(x, str) or x in indices]
         lines += [_line_for(scope, fitting, line)] if fitting else []
     names = [scope.model.name for scope in scopes]
     return ValueError(
@@ -174,8 +170,7 @@ def _fitting_models(root, chosen, line):
     kinds = {type(c.call.layer) for c in chosen if c.item not in names}
     seen = {id(c.scope.model) for c in chosen}
     for scope in root.all_scopes():
-        number = len(scope.blocks)
-        indices = ["all", *range(-number, number)]
+        indices = ["all", *scope.indices]
         if not any(type(x.layer) in kinds for x in scope.blocks):
             indices = []
         fitting = [
@@ -307,10 +302,9 @@ def left_out(root: Scope, chosen: list[Chosen], line: str) -> list[str]:
     for scope in root.all_scopes():
         if scope.blocks and id(scope.model) not in seen:
             seen.add(id(scope.model))
-            path = "/".join((*scope.path, "all"))
             sentences.append(
                 f"the {len(scope.blocks)} blocks of {scope.model.name!r} are "
-                f"not taken; that would be {line.format(repr(path))}"
+                f"not taken; that would be {_line_for(scope, ['all'], line)}"
             )
     sides = {
         side

@@ -104,6 +104,12 @@ class Scope:
         return [x for x in self.items if isinstance(x, Scope)]
 
     @property
+    def indices(self) -> range:
+        """Indices of the blocks, the negative ones from the end."""
+        number = len(self.blocks)
+        return range(-number, number)
+
+    @property
     def names(self) -> list[str]:
         """Names of the layers in it that can be chosen."""
         return list(dict.fromkeys(call.layer.name for call in self.calls))

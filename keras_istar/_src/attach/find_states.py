@@ -94,7 +94,8 @@ def find_states(
     if layers == _OUTPUT and _OUTPUT not in root.names:
         check_output_is_unique(root, _OUTPUT)
         return _own_output(model, mask)
-    chosen = _choose(root, layers, line)
+    items = _parse(layers)
+    chosen = _choose(root, items, layers, line)
     states = [c.call.outputs[c.output] for c in chosen]
     names = _unique([c.name for c in chosen])
     _check_widths(names, chosen, states)
@@ -119,7 +120,7 @@ def find_states(
             lacking.append(name)
         words.append(_words_of(source, padding.mask, lacks))
         masks.append(_lifted(source, c.scope, owner))
-    has_prefix = any(prefix for prefix, _ in _parse(layers))
+    has_prefix = any(prefix for prefix, _ in items)
     sentences = list(warnings_of(root, chosen, has_prefix, line))
     if lacking:
         sentences.append(_no_mask_found(owner, lacking))
@@ -139,7 +140,7 @@ def find_states(
             tuple(words),
             tuple(others),
         ),
-        any(_is_trainable(c, model) for c in chosen),
+        _are_trainable(chosen, model),
         tuple(sentences),
     )
 
@@ -169,20 +170,25 @@ def _own_output(model, mask):
     )
 
 
-def _is_trainable(chosen, model):
-    """Whether `model` trains weights of the chosen layer, or of one before."""
-    scope, node = chosen.scope, chosen.call.node
-    found = [node]
-    while scope is not None:
-        found += nodes_before(scope.model, node.input_tensors)
-        scope, node = scope.around, scope.node
+def _are_trainable(chosen, model):
+    """Whether `model` trains weights of a chosen layer, or of one before."""
     # A frozen layer with LoRA has no trainable weights; the model has.
     trained = {id(x) for x in model.trainable_weights}
     return any(
         id(x) in trained
-        for node in found
+        for c in chosen
+        for node in _nodes_to(c)
         for x in getattr(node.operation, "weights", [])
     )
+
+
+def _nodes_to(chosen):
+    """The node of a chosen call, and those before it in all models around."""
+    scope, node = chosen.scope, chosen.call.node
+    yield node
+    while scope is not None:
+        yield from nodes_before(scope.model, node.input_tensors)
+        scope, node = scope.around, scope.node
 
 
 def _masks_said(model):
@@ -228,12 +234,11 @@ def check_functional(model: keras.Model) -> None:
     )
 
 
-def _choose(root, layers, line):
+def _choose(root, items, layers, line):
     """The calls that `layers` asks for, each once.
 
     They are in the order of `layers`; those of one item as they run.
     """
-    items = _parse(layers)
     chosen: dict[tuple[int, int], Chosen] = {}
     places: dict[tuple[int, int], int] = {}
     by_prefix: dict[tuple[str, ...], list] = {}

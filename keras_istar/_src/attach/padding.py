@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -83,7 +84,7 @@ class Padding:
                     f"{self._chosen.words}, which has another shape"
                 )
             return self._chosen
-        for source in _candidates(self._scope.model, call):
+        for source in self._candidates(call):
             if self._fits(source, call, state):
                 return source
         return None
@@ -105,6 +106,43 @@ class Padding:
         return any(
             _embeds_ids(node) or _has_mask(node, state) for node in before
         ) or _comes_from_ids(self._scope, call.node.input_tensors)
+
+    @functools.cached_property
+    def _dependencies(self):
+        return _dependencies(self._scope.model)
+
+    def _candidates(self, call):
+        """Masks by name: inputs of the model, and arguments of the block.
+
+        Encoder-decoders name theirs `encoder_padding_mask` and
+        `decoder_padding_mask`, and their blocks likewise. An input that the
+        block itself is given comes first, what the model computes comes last.
+        """
+        model = self._scope.model
+        inputs = keras_private.inputs_of(model)
+        names = keras_private.input_names(model)
+        name_of = {id(x): name for x, name in zip(inputs, names, strict=True)}
+        given = list(_given_masks(call))
+        for _, tensor in given:
+            if id(tensor) in name_of:
+                words = f"input {name_of[id(tensor)]!r}"
+                yield MaskSource(words, [tensor], _same)
+        words_of_call = _words(call.layer.name) | _words(
+            call.node.operation.name
+        )
+        for tensor, name in zip(inputs, names, strict=True):
+            for kind in _INPUT_MASKS:
+                side, found, _ = name.partition(kind)
+                if (
+                    found
+                    and _words(side) <= words_of_call
+                    and _belongs_to(tensor, call, model, self._dependencies)
+                ):
+                    yield MaskSource(f"input {name!r}", [tensor], _same)
+        for name, tensor in given:
+            if id(tensor) not in name_of:
+                words = f"argument {name!r} of {call.node.operation.name!r}"
+                yield MaskSource(words, [tensor], _same)
 
     def _fits(self, source, call, state):
         """Whether a mask has the shape of a state, as far as can be known."""
@@ -176,38 +214,6 @@ def _chosen_source(model, mask):
         [by_name[name]],
         lambda x: ops.not_equal(x, ops.cast(padding_id, x.dtype)),
     )
-
-
-def _candidates(model, call):
-    """Masks by their names: inputs of the model, and arguments of the block.
-
-    Encoder-decoders name theirs `encoder_padding_mask` and
-    `decoder_padding_mask`, and their blocks likewise. An input that the block
-    itself is given comes first, what the model computes comes last.
-    """
-    inputs = keras_private.inputs_of(model)
-    names = keras_private.input_names(model)
-    name_of = {id(x): name for x, name in zip(inputs, names, strict=True)}
-    given = list(_given_masks(call))
-    for _, tensor in given:
-        if id(tensor) in name_of:
-            words = f"input {name_of[id(tensor)]!r}"
-            yield MaskSource(words, [tensor], _same)
-    words_of_call = _words(call.layer.name) | _words(call.node.operation.name)
-    dependencies = _dependencies(model)
-    for tensor, name in zip(inputs, names, strict=True):
-        for kind in _INPUT_MASKS:
-            side, found, _ = name.partition(kind)
-            if (
-                found
-                and _words(side) <= words_of_call
-                and _belongs_to(tensor, call, model, dependencies)
-            ):
-                yield MaskSource(f"input {name!r}", [tensor], _same)
-    for name, tensor in given:
-        if id(tensor) not in name_of:
-            words = f"argument {name!r} of {call.node.operation.name!r}"
-            yield MaskSource(words, [tensor], _same)
 
 
 def _given_masks(call):

@@ -61,8 +61,7 @@ class TrainStep:
         is_own: Whether the model overrides `train_step`.
         calls: Calls of layers that `compute_loss` has not handled yet.
         metrics: `id` of the metric of every call.
-        at_rest: Functions that tell layers that they have done nothing, by the
-            `id` of one of their metrics.
+        at_rest: Functions that tell layers that they have done nothing.
     """
 
     def __init__(self, model: keras.Model, is_own: bool):
@@ -70,7 +69,7 @@ class TrainStep:
         self.is_own = is_own
         self.calls: list[Call] = []
         self.metrics: set[int] = set()
-        self.at_rest: dict[int, Callable[[], None]] = {}
+        self.at_rest: list[Callable[[], None]] = []
 
 
 class _Watched(threading.local):
@@ -162,9 +161,10 @@ def tell_of_no_gradient() -> None:
     A hooked step tells them itself, when it has ended.
     """
     if current_step() is None:
-        penalties = dict(_watched.penalties)
+        penalties = list(_watched.penalties.values())
         forget_gradients()
-        _tell(penalties)
+        for tell in penalties:
+            tell()
 
 
 def forget_gradients() -> None:
@@ -172,17 +172,16 @@ def forget_gradients() -> None:
     _watched.penalties.clear()
 
 
-def note_rest(metric: keras.metrics.Metric, tell: Callable[[], None]) -> None:
+def note_rest(tell: Callable[[], None]) -> None:
     """Notes that the current train step has called a layer in inference.
 
     Args:
-        metric: One of the metrics of the layer.
         tell: What to call if no layer of ours is called in training as well,
             and the train step is one of the user's.
     """
     step = current_step()
     if step is not None and step.is_own:
-        step.at_rest[id(metric)] = tell
+        step.at_rest.append(tell)
 
 
 def has_logged(metric: keras.metrics.Metric) -> bool:
@@ -246,18 +245,13 @@ def _train_step(model: keras.Model, is_own: bool) -> Iterator[None]:
     forget_gradients()
     try:
         yield
-        _tell(_watched.penalties)
-        if not step.metrics:
-            _tell(step.at_rest)
+        silent = [] if step.metrics else step.at_rest
+        for tell in [*_watched.penalties.values(), *silent]:
+            tell()
     finally:
         # Nothing must outlive the trace.
         _step.reset(token)
         forget_gradients()
-
-
-def _tell(functions):
-    for tell in list(functions.values()):
-        tell()
 
 
 def _finish(step, loss):

@@ -287,7 +287,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         if not train_steps.has_logged(means[0]):
             for mean in means:
                 mean.is_training = False
-            train_steps.note_rest(means[0], self._warn_of_rest)
+            train_steps.note_rest(self._warn_of_rest)
 
     def _add_penalty(self, states, masks):
         model = train_steps.calling_model(self)
