@@ -21,7 +21,7 @@ from keras_istar._src.score import moments
 BATCH, STEPS, LENGTH = 8, 10, 6
 
 
-def make_model(sync=True):
+def make_model(sync=True, momentum=0.8):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((LENGTH, 8))
     mask = keras.Input((LENGTH,), name="padding_mask", dtype="bool")
@@ -34,7 +34,7 @@ def make_model(sync=True):
         model,
         layers=["first", "second"],
         strength=-2.0,
-        momentum=0.8,
+        momentum=momentum,
         sync=sync,
     )
     return model, layer
@@ -85,8 +85,7 @@ def train(index, count, sync):
 
 def estimate(index, count):
     """The callback in a `fit` of each process on its share of the data."""
-    model, layer = make_model()
-    layer.momentum = None
+    model, layer = make_model(momentum=None)
     model.compile("sgd", "mse")
     x, mask, y = (np.split(array, count)[index] for array in make_data())
     callback = keras_istar.IStarCallback(
