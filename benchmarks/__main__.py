@@ -24,6 +24,9 @@ something else runs on the machine. Sections:
     sampling    error that `max_tokens` brings, on pretrained MiniLM (CPU)
     counts      operations, bytes, products and fusions of the compiled
                 programs, exactly, with JAX (CPU)
+    gpu-programs
+                kernels, bytes, memory and collectives of what JAX compiles
+                for GPUs, on a machine without one (CPU)
 
 Targets on a CPU are for two cores, where everything takes one to two hours and
 12 GB of memory. A GPU needs JAX or PyTorch, but no TensorFlow, and is meant to
@@ -74,6 +77,7 @@ _SECTIONS = {
     "callback": _Section("callback.rows", ("tensorflow",)),
     "sampling": _Section("sampling.rows", ("tensorflow",)),
     "counts": _Section("counts.rows", ("jax",)),
+    "gpu-programs": _Section("gpu_programs.rows", ("jax",)),
 }
 
 

@@ -145,17 +145,8 @@ class JaxStep:
     """
 
     def __init__(self, model: keras.Model, x: dict, y: Any):
-        model.optimizer.build(model.trainable_variables)
         self._batch = jax.device_put((x, y))
-        self._state = tuple(
-            [variable.value for variable in variables]
-            for variables in (
-                model.trainable_variables,
-                model.non_trainable_variables,
-                model.optimizer.variables,
-                model.metrics_variables,
-            )
-        )
+        self._state = step_state(model)
         step = jax.jit(model.train_step, donate_argnums=0)
         self.traced = step.trace(self._state, self._batch)
         self._program = _compilers.submit(self.traced.lower().compile)
@@ -172,10 +163,29 @@ class JaxStep:
 
     def peak(self) -> float:
         """MB at the peak by the compiler's plan, weights included."""
-        plan = self.program.memory_analysis()
-        arguments_and_results = (
-            plan.argument_size_in_bytes
-            + plan.output_size_in_bytes
-            - plan.alias_size_in_bytes  # Results in the place of arguments.
+        return planned_memory(self.program)
+
+
+def step_state(model: keras.Model) -> tuple:
+    """What a train step of Keras takes and returns, on JAX."""
+    model.optimizer.build(model.trainable_variables)
+    return tuple(
+        [variable.value for variable in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+            model.optimizer.variables,
+            model.metrics_variables,
         )
-        return (arguments_and_results + plan.temp_size_in_bytes) / 1e6
+    )
+
+
+def planned_memory(program: Any) -> float:
+    """MB at the peak of a program of JAX by its compiler's plan."""
+    plan = program.memory_analysis()
+    arguments_and_results = (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes  # Results in the place of arguments.
+    )
+    return (arguments_and_results + plan.temp_size_in_bytes) / 1e6

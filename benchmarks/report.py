@@ -18,6 +18,7 @@ TITLES = {
     "callback": "Callback's pass, and inference",
     "sampling": "Error of a random subset of tokens",
     "counts": "Counts of the compiled programs",
+    "gpu-programs": "Programs as compiled for an H200",
 }
 _COLUMNS = (
     "case | side | value | against | value of that | ratio (quartiles) | "

@@ -27,13 +27,13 @@ ATTACHED = {
     "momentum=0.99": {"momentum": 0.99},
 }
 _ON_CPU = (models.MINILM, models.BERT_BASE)
-_ON_GPU = (
+ON_GPU = (
     models.BERT_BASE._replace(batch=32),
     models.BERT_BASE._replace(batch=64, length=256),
 )
 # Seconds for compiling and timing what has been traced.
 _RESERVE = 75.0
-_GPU_POLICY = "mixed_bfloat16"
+GPU_POLICY = "mixed_bfloat16"
 
 
 def rows(device: str, tiny: bool) -> list[Row]:
@@ -67,15 +67,23 @@ def memory(device: str, tiny: bool) -> list[Row]:
     return found
 
 
-def make_step(
+def make_model(
     encoder: models.Encoder, side: str, jit_compile: bool = False
-) -> Callable[[int], None]:
-    """One side's train step, plain or attached."""
+) -> keras.Model:
+    """One side's compiled model, plain or attached."""
     keras.utils.set_random_seed(0)
     model = models.classifier(encoder)
     if side != PLAIN:
         keras_istar.attach(model, strength=-1.0, **ATTACHED.get(side, {}))
     models.compile_classifier(model, jit_compile)
+    return model
+
+
+def make_step(
+    encoder: models.Encoder, side: str, jit_compile: bool = False
+) -> Callable[[int], None]:
+    """One side's train step, plain or attached."""
+    model = make_model(encoder, side, jit_compile)
     with variants.variant(side):
         return backends.train_step(model, *models.batch(encoder))
 
@@ -83,17 +91,17 @@ def make_step(
 def _encoders(device, tiny):
     if tiny:
         return (models.TINY,)
-    return _ON_CPU if device == "cpu" else _ON_GPU
+    return _ON_CPU if device == "cpu" else ON_GPU
 
 
 def _case(encoder, device, framework=FRAMEWORK):
-    policy = "" if device == "cpu" else f"{_GPU_POLICY}, "
+    policy = "" if device == "cpu" else f"{GPU_POLICY}, "
     return f"{encoder}, {policy}{framework}"
 
 
 def _gpu_rows(tiny):
     """Times every size; the steps of all are compiled side by side."""
-    keras.config.set_dtype_policy(_GPU_POLICY)
+    keras.config.set_dtype_policy(GPU_POLICY)
     encoders = _encoders("gpu", tiny)
     steps = {
         encoder: {
@@ -160,7 +168,7 @@ def _memory_rows(case, peaks, device):
 def _peak(encoder, device, side):
     """MB at the peak of one step, above those held between steps."""
     if device == "gpu":
-        keras.config.set_dtype_policy(_GPU_POLICY)
+        keras.config.set_dtype_policy(GPU_POLICY)
     step = make_step(encoder, side)
     if BACKEND == "jax":  # Compiled ahead.
         return processes.peak_above(processes.held(), step)

@@ -189,6 +189,47 @@ def test_products_are_counted_by_shape_and_type():
     assert numbers["products"] == 1
 
 
+def test_gpu_programs_are_left_out_without_the_plugin(run):
+    programs = pytest.importorskip("benchmarks.gpu_programs")
+    if programs.has_plugin():
+        pytest.skip("the plugin is installed")
+    output, sections = run("--only", "gpu-programs")
+    assert sections == {"gpu-programs": []}
+    assert 'it needs `pip install "jax[cuda12]"`' in output
+
+
+def test_gpu_programs(run):
+    programs = pytest.importorskip("benchmarks.gpu_programs")
+    if not programs.has_plugin():
+        pytest.skip('needs `pip install "jax[cuda12]"`')
+    _, sections = run("--only", "gpu-programs", tensorflow=False)
+    rows = {(row.case, row.side): row for row in sections["gpu-programs"]}
+    # The means, then the matrix; no tokens.
+    case = "12 states of 8×16×8, bfloat16, on four GPUs"
+    collectives = {key[1]: rows[key].value for key in rows if key[0] == case}
+    assert collectives == {"all-reduce": 2}
+    moved = rows["n = 64, d = 8, bfloat16, moved", "keras_istar"]
+    assert moved.value > moved.reference == 3e-6 * 64 * 8 * 2
+
+
+def test_kernels_of_a_program_and_what_they_move():
+    programs = pytest.importorskip("benchmarks.gpu_programs")
+    program = """HloModule main
+%inner (p: f32[4]) -> f32[4] {
+  ROOT %b = f32[4]{0} negate(%p)
+}
+ENTRY %main (a: f32[2,3], m: pred[2]) -> (bf16[2,3], s32[]) {
+  %a = f32[2,3]{1,0} parameter(0)
+  %m = pred[2]{0} parameter(1)
+  %same = f32[6]{0} bitcast(%a)
+  %both = (bf16[2,3]{1,0}, s32[]) fusion(%same, %m), kind=kLoop, calls=%inner
+  %first = bf16[2,3]{1,0} get-tuple-element(%both), index=0
+  ROOT %out = f32[2,2]{1,0} custom-call(%first, %first)
+}"""
+    # f32[6] and pred[2] to bf16[2,3] and s32[]; twice bf16[2,3] to f32[2,2].
+    assert programs.kernels(program) == (2, (24 + 2 + 12 + 4) + (24 + 16))
+
+
 def test_textbook_score_is_that_of_the_package():
     penalty = pytest.importorskip("benchmarks.penalty")
     states = penalty.hidden_states(60, 8, width=20)

@@ -14,6 +14,7 @@ from keras import ops
 
 import keras_istar
 from keras_istar._src.compat import products
+from keras_istar._src.score import moments
 
 BACKEND = keras.backend.backend()
 ON_CPU, ON_GPU = False, True
@@ -141,13 +142,11 @@ def test_number_and_types_of_products(monkeypatch, rng, dtype, is_on_gpu):
         lowered.as_text(),
     )
     kind = "bf16" if dtype == "bfloat16" and is_on_gpu else "f32"
-    tokens = [4 * 128, 2 * 128] if is_on_gpu else [128] * 6
+    clouds = ["4x128x24", "2x128x24"] if is_on_gpu else ["128x24"] * 6
     expected = [
-        (f"24x{n}x{kind}", f"{n}x24x{kind}", "24x24xf32") for n in tokens
+        (f"{cloud}x{kind}", f"{cloud}x{kind}", "24x24xf32") for cloud in clouds
     ]
-    expected += [
-        (f"{n}x24x{kind}", f"24x24x{kind}", f"{n}x24xf32") for n in tokens
-    ]
+    expected += [(f"128x24x{kind}", f"24x24x{kind}", "128x24xf32")] * 6
     assert sorted(asked) == sorted(expected)
     optimized = lowered.compile().as_text()
     assert len(re.findall(r" dot\(", optimized)) == len(expected)
@@ -173,3 +172,20 @@ def test_choices_without_a_gpu(dtype, expected):
     tokens = ops.ones((3, 2), dtype)
     assert products.product_dtype(tokens) == expected
     assert products.states_at_once(tokens) == 1
+
+
+def test_gradient_reaches_the_mean_of_each_part(gpu, rng, gradient):
+    """Deviations are rounded to bfloat16; what merging adds is not."""
+    parts = rng.normal(size=(2, 40, 6)) + [[[0.0]], [[3.0]]]
+    parts = _float64(ops.cast(parts, "bfloat16"))
+    weights = rng.normal(size=(6, 6))
+
+    def weighed_scatter(x):
+        halves = ops.unstack(ops.cast(x, "bfloat16"))
+        union = moments.combine([moments.token_moments(x) for x in halves])
+        return ops.sum(ops.cast(weights, "float32") * union.scatter)
+
+    found = _float64(gradient(weighed_scatter, ops.cast(parts, "float32")))
+    expected = (parts - parts.mean((0, 1))) @ (weights + weights.T)
+    error = np.linalg.norm(found - expected)
+    assert error <= 4 * UNIT["bfloat16"] * np.linalg.norm(expected)

@@ -19,12 +19,14 @@ SCRIPT = "jax_distribution"
 STEPS = "*jit_train_step*after_optimizations.txt"
 KINDS = [
     "data",
+    "data_as_gpus",
     "model",
     pytest.param("process_0", marks=pytest.mark.slow),
     pytest.param("process_1", marks=pytest.mark.slow),
 ]
 COLLECTIVE = re.compile(
-    r"= (?P<shapes>.*?) (?P<kind>all-reduce|all-gather|all-to-all)(-start)?\("
+    r"= (?P<shapes>.*?) "
+    r"(?P<kind>all-reduce|all-gather|all-to-all|collective-permute)(-start)?\("
     r".*?(?P<source>op_name=.*)?$",
     re.MULTILINE,
 )
@@ -33,13 +35,13 @@ COLLECTIVE = re.compile(
 @pytest.fixture(scope="module")
 def dumps(tmp_path_factory):
     """Folders for compiled programs."""
-    kinds = ("single", "data", "model")
+    kinds = ("single", "data", "data_as_gpus", "model")
     return {kind: tmp_path_factory.mktemp(kind) for kind in kinds}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory, dumps):
-    """What a program measured on one device, and on four in two ways."""
+    """What a program measured on one device, and on four in three ways."""
     folder = tmp_path_factory.mktemp("jax")
     flags = f"{os.environ['XLA_FLAGS']} --xla_dump_hlo_module_re=train_step"
     jobs = [
@@ -88,7 +90,7 @@ def test_model_parallelism_shards_the_encoder(results):
     assert results["data"]["callback/sharded_weights"] == 0
 
 
-@pytest.mark.parametrize("kind", ["data", "model"])
+@pytest.mark.parametrize("kind", ["data", "data_as_gpus", "model"])
 def test_moments_travel_in_one_all_reduce(results, dumps, kind):
     steps = dumps[kind].glob(STEPS)
     program = max((path.read_text() for path in steps), key=len)

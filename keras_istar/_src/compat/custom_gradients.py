@@ -152,10 +152,27 @@ def after(gradient: Tensor | None, value: Tensor) -> Tensor:
     pass. A NaN in the gradient replaces `value`; it would reach the result
     anyway.
     """
-    if gradient is None:
+    if gradient is None or not _ONE_AFTER_THE_OTHER:
         return value
     first = ops.sum(gradient[:1, :1])  # The matrix may have no rows.
     return ops.where(ops.isnan(first), ops.cast(first, value.dtype), value)
+
+
+def anew(values: Any) -> Any:
+    """Returns tensors that XLA on JAX does not know to be the same as `values`.
+
+    What is computed from them is computed when it is needed. Otherwise XLA
+    would find that the forward pass has computed the same, and keep that; or
+    compute it for all states at once, as they share a mask or a matrix.
+
+    Args:
+        values: Tensors in lists and tuples, or None.
+    """
+    if keras.backend.backend() != "jax":
+        return values
+    import jax
+
+    return jax.lax.optimization_barrier(values)
 
 
 def free_with_graph(gradient: Callable) -> None:

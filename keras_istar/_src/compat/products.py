@@ -12,6 +12,8 @@ from keras_istar._src.types import Tensor
 def matmul(a: Any, b: Any) -> Any:
     """Returns `a @ b` in about the precision of float32, on any device.
 
+    `b` is a matrix.
+
     bfloat16 operands give a float32 product. One bfloat16 pass over float32
     operands would put the score off by up to 2e-5 and its gradient by 2e-3,
     even though deviations from the mean are multiplied; three passes, or the
@@ -23,12 +25,33 @@ def matmul(a: Any, b: Any) -> Any:
     if keras.backend.backend() == "jax":
         from jax import numpy
 
-        if _is_bfloat16(a):
-            return numpy.matmul(a, b, preferred_element_type="float32")
-        return numpy.matmul(a, b, precision="high")
+        return numpy.matmul(a, b, **_jax_options(a))
     if keras.backend.backend() == "torch":
         return _torch_matmul(ops.convert_to_tensor(a), ops.convert_to_tensor(b))
     return ops.matmul(a, b)
+
+
+def sum_of_outer_products(vectors: Tensor) -> Tensor:
+    """Sum of the outer products of vectors with themselves, as by `matmul`.
+
+    Args:
+        vectors: `(..., dim)`. JAX may shard any axis but the last over devices,
+            which then exchange nothing but their results.
+
+    Returns:
+        Tensor of shape `(dim, dim)`.
+    """
+    if keras.backend.backend() == "jax":
+        from jax import numpy
+
+        axes = tuple(range(vectors.ndim - 1))
+        return numpy.tensordot(
+            vectors, vectors, (axes, axes), **_jax_options(vectors)
+        )
+    flat = vectors
+    if len(vectors.shape) > 2:
+        flat = ops.reshape(vectors, (-1, vectors.shape[-1]))
+    return matmul(ops.transpose(flat), flat)
 
 
 def product_dtype(tokens: Tensor) -> str:
@@ -54,6 +77,8 @@ def product_dtype(tokens: Tensor) -> str:
 
 
 _STATES_AT_ONCE = 4
+# 256 MB in float32.
+_NUMBERS_AT_ONCE = 2**26
 
 
 def states_at_once(tokens: Tensor) -> int:
@@ -61,8 +86,22 @@ def states_at_once(tokens: Tensor) -> int:
 
     The product of one state has too few tiles for the many cores of a GPU.
     Joining states copies their deviations, so elsewhere each has its own.
+    PyTorch joins more, for its time is that of launching operations.
     """
-    return _STATES_AT_ONCE if is_on_gpu(tokens) else 1
+    if not is_on_gpu(tokens):
+        return 1
+    if keras.backend.backend() == "jax":
+        return _STATES_AT_ONCE
+    return max(1, _NUMBERS_AT_ONCE // max(1, tokens.numel()))
+
+
+def gradients_at_once(tokens: Tensor) -> int:
+    """Number of hidden states to compute the gradients of in one product.
+
+    The product for one state has tiles enough, and XLA would copy each gradient
+    out of a joint one.
+    """
+    return 1 if keras.backend.backend() == "jax" else states_at_once(tokens)
 
 
 def is_on_gpu(tokens: Tensor) -> bool:
@@ -76,11 +115,18 @@ def is_on_gpu(tokens: Tensor) -> bool:
     return False
 
 
-def _is_bfloat16(x):
-    return keras.backend.standardize_dtype(x.dtype) == "bfloat16"
+def _jax_options(x):
+    if keras.backend.standardize_dtype(x.dtype) == "bfloat16":
+        return {"preferred_element_type": "float32"}
+    return {"precision": "high"}
 
 
 def _torch_matmul(a, b):
+    shape = *a.shape[:-1], b.shape[-1]
+    return _torch_product(a.flatten(0, -2), b).reshape(shape)
+
+
+def _torch_product(a, b):
     import torch
 
     if torch.is_grad_enabled() or not (a.is_cuda and _torch_widens()):

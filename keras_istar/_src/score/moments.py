@@ -12,12 +12,15 @@ import keras
 from keras import ops
 
 from keras_istar._src.compat.custom_gradients import after
+from keras_istar._src.compat.custom_gradients import anew
 from keras_istar._src.compat.custom_gradients import custom_gradient
 from keras_istar._src.compat.custom_gradients import last_first
 from keras_istar._src.compat.distribution import current_replicas
+from keras_istar._src.compat.products import gradients_at_once
 from keras_istar._src.compat.products import matmul
 from keras_istar._src.compat.products import product_dtype
 from keras_istar._src.compat.products import states_at_once
+from keras_istar._src.compat.products import sum_of_outer_products
 from keras_istar._src.types import Tensor
 
 
@@ -30,29 +33,47 @@ def moments_dtype(dtype: Any) -> str:
 def _zero_masked(values, weights):
     if weights is None:
         return values
-    return ops.where(weights[:, None] > 0, values, 0.0)
+    return ops.where(weights[..., None] > 0, values, 0.0)
 
 
-def _groups(centers, tokens_and_weights):
-    """Groups of center, tokens and weights of states to multiply at once."""
-    number = len(tokens_and_weights) // 2
-    own = ops.unstack(centers, num=centers.shape[0])
-    if len(own) == 1:
-        own = own * number
-    groups: list[list[tuple]] = []
-    for state in zip(
-        own,
-        tokens_and_weights[:number],
-        tokens_and_weights[number:],
-        strict=True,
-    ):
-        last = groups[-1] if groups else []
-        is_alike = last and last[0][1].dtype == state[1].dtype
-        if is_alike and len(last) < states_at_once(state[1]):
-            last.append(state)
-        else:
-            groups.append([state])
-    return groups
+def _joined(states, number):
+    """Joins neighboring states that are alike, at most their `number` at once.
+
+    Returns for each group the places of its states, their tokens, and their
+    weights or None: `(tokens, dim)` and `(tokens,)` for a single state, else
+    `(states, tokens, dim)` and `(states, tokens)`.
+    """
+    groups: list[list[int]] = []
+    last = None
+    for place, (tokens, weights) in enumerate(states):
+        kind = tokens.dtype, tuple(tokens.shape), weights is None
+        if kind != last or len(groups[-1]) == number(tokens):
+            groups.append([])
+        groups[-1].append(place)
+        last = kind
+    joined = []
+    for places in groups:
+        tokens, weights = zip(*(states[i] for i in places), strict=True)
+        has_weights = weights[0] is not None
+        joined.append(
+            (places, _stack(tokens), _stack(weights) if has_weights else None)
+        )
+    return joined
+
+
+def _stack(values):
+    return values[0] if len(values) == 1 else ops.stack(values)
+
+
+def _unstack(values, number):
+    return [values] if number == 1 else [*ops.unstack(values, number)]
+
+
+def _rows(table, places):
+    """Rows of some states, to broadcast to their tokens, or the one for all."""
+    if table.shape[0] == 1:
+        return table
+    return _stack([table[place : place + 1] for place in places])
 
 
 def _deviations(center, tokens, weights):
@@ -61,67 +82,85 @@ def _deviations(center, tokens, weights):
     return ops.cast(_zero_masked(values, weights), product_dtype(tokens))
 
 
-def _below_each_other(clouds):
-    return clouds[0] if len(clouds) == 1 else ops.concatenate(clouds)
+def _total(tokens, weights):
+    wide = ops.cast(tokens, moments_dtype(tokens.dtype))
+    return _sum_of_rows(_zero_masked(wide, weights))
+
+
+def _sum_of_rows(values):
+    return ops.sum(values, axis=tuple(range(len(values.shape) - 1)))
+
+
+def _pairs(tokens_and_weights):
+    number = len(tokens_and_weights) // 2
+    tokens, weights = tokens_and_weights[:number], tokens_and_weights[number:]
+    return [*zip(tokens, weights, strict=True)]
 
 
 def _sums(centers, *tokens_and_weights):
-    products, totals = [], []
-    for group in _groups(centers, tokens_and_weights):
-        clouds = [_deviations(*state) for state in group]
-        cloud = _below_each_other(clouds)
-        products.append(matmul(ops.transpose(cloud), cloud))
-        if centers.shape[0] == 1:
-            clouds = [cloud]
-        totals += [ops.sum(ops.cast(x, centers.dtype), axis=0) for x in clouds]
+    states = _pairs(tokens_and_weights)
+    has_rests = any(_is_exact(tokens) for tokens, _ in states)
+    products, rests = [], []
+    for places, tokens, weights in _joined(states, states_at_once):
+        cloud = _deviations(_rows(centers, places), tokens, weights)
+        products.append(sum_of_outer_products(cloud))
+        if has_rests:
+            rests += _rests(cloud, centers, len(places))
+    if not has_rests:
+        return _add(products)
     if centers.shape[0] == 1:
-        totals = [_add(totals)]
-    return _add(products), ops.stack(totals)
+        rests = [_add(rests)]
+    return _add(products), ops.stack(rests)
+
+
+def _is_exact(tokens):
+    """Whether deviations are no narrower than the sums of them."""
+    return product_dtype(tokens) == moments_dtype(tokens.dtype)
+
+
+def _rests(cloud, centers, number):
+    """Sums of joined deviations: one for all, or one for each state."""
+    wide = ops.cast(cloud, centers.dtype)
+    if centers.shape[0] == 1:
+        return [_sum_of_rows(wide)]
+    return _unstack(ops.sum(wide, axis=-2), number)
 
 
 def _add(values):
     return sum(values[1:], start=values[0])
 
 
-def _gradient_of_sums(arguments, d_product, d_totals):
+def _gradient_of_sums(arguments, d_product, d_rests=None):
     centers, *tokens_and_weights = arguments
     # d (Y^T Y) = dY^T Y + Y^T dY: one product, not the two of autodiff.
     both = d_product + ops.transpose(d_product)
-    groups = _groups(centers, tokens_and_weights)
-    d_own = _groups(d_totals, tokens_and_weights)
+    joined = _joined(_pairs(tokens_and_weights), gradients_at_once)
     d_tokens = last_first(
         [
-            functools.partial(_group_gradient, both, *group)
-            for group in zip(d_own, groups, strict=True)
+            functools.partial(_gradient_of_tokens, both, d_rests, centers, *one)
+            for one in joined
         ],
         before=both,
     )
     return None, *d_tokens, *[None] * len(d_tokens)
 
 
-def _group_gradient(both, d_totals, group, before):
-    """Gradients of some states' tokens, computed after `before`."""
-    clouds = []
-    for center, tokens, weights in group:
-        if tokens.dtype == center.dtype:
-            center = after(before, center)
-        else:
-            # Otherwise the wider copy of the tokens would be kept as well.
-            tokens = after(before, tokens)
-        clouds.append(_deviations(center, tokens, weights))
-    cloud = _below_each_other(clouds)
-    d_cloud = matmul(cloud, ops.cast(both, cloud.dtype))
-    d_tokens, start = [], 0
-    for (d_total, *_), (_, tokens, weights) in zip(
-        d_totals, group, strict=True
-    ):
-        d_own = d_cloud
-        if len(group) > 1:
-            d_own = d_cloud[start : start + tokens.shape[0]]
-            start += tokens.shape[0]
-        d_own = _zero_masked(d_own + d_total, weights)
-        d_tokens.append(ops.cast(d_own, tokens.dtype))
-    return d_tokens
+def _gradient_of_tokens(
+    both, d_rests, centers, places, tokens, weights, before
+):
+    """Gradients of joined states, computed after `before`."""
+    center, dtype = _rows(centers, places), tokens.dtype
+    both = ops.cast(both, product_dtype(tokens))
+    both, center, tokens, weights = anew((both, center, tokens, weights))
+    if dtype == center.dtype:
+        center = after(before, center)
+    else:
+        # Otherwise the wider copy of the tokens would be kept as well.
+        tokens = after(before, tokens)
+    d_tokens = matmul(_deviations(center, tokens, weights), both)
+    if d_rests is not None:
+        d_tokens = _zero_masked(d_tokens + _rows(d_rests, places), weights)
+    return _unstack(ops.cast(d_tokens, dtype), len(places))
 
 
 _sums_for_training = custom_gradient(_gradient_of_sums)(_sums)
@@ -129,7 +168,7 @@ _sums_for_training = custom_gradient(_gradient_of_sums)(_sums)
 
 def sums_about(
     centers: Tensor, *tokens_and_weights: Tensor | None, train: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Sums of the outer products of deviations, and of the deviations.
 
     Args:
@@ -144,11 +183,15 @@ def sums_about(
 
     Returns:
         Tensors of shape `(dim, dim)`, over all states, and of the shape of
-        `centers`, over the states of each center.
+        `centers`, over the states of each center. The latter is None if the
+        deviations are rounded to a narrower type for the product: their sums
+        would not tell how far the centers are from the means.
     """
     if train or keras.backend.backend() == "torch":
-        return _sums_for_training(centers, *tokens_and_weights)
-    return _sums(centers, *tokens_and_weights)
+        sums = _sums_for_training(centers, *tokens_and_weights)
+    else:
+        sums = _sums(centers, *tokens_and_weights)
+    return sums if isinstance(sums, tuple) else (sums, None)
 
 
 class Moments(NamedTuple):
@@ -217,27 +260,30 @@ def union_moments(
     """
     flat = [flatten_tokens(*pair) for pair in zip(states, masks, strict=True)]
     counts = [_count(*tokens) for tokens in flat]
-    totals = [_total(*tokens) for tokens in flat]
-    if not centered:
-        counts, totals = [_add(counts)], [_add(totals)]
+    if centered:
+        totals = [_total(*tokens) for tokens in flat]
+    else:
+        joined = _joined(flat, states_at_once)
+        totals = [_add([_total(*tokens) for _, *tokens in joined])]
+        counts = [_add(counts)]
     counts = ops.stack(counts)
     per_token = 1.0 / ops.maximum(counts, 1.0)[:, None]
-    centers = ops.stop_gradient(ops.stack(totals) * per_token)
+    means = ops.stack(totals) * per_token
+    centers = ops.stop_gradient(means)
     tokens, weights = zip(*flat, strict=True)
-    product, rests = sums_about(centers, *tokens, *weights, train=train)
-    offsets = rests * per_token
-    # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
-    # rounding error of a center, so nothing cancels.
-    corrections = [rests[i][:, None] * offsets[i] for i in range(len(totals))]
-    scatter = product - _add(corrections)
+    scatter, rests = sums_about(centers, *tokens, *weights, train=train)
+    if rests is None:
+        offsets = means - centers  # Zero, with the gradient of the mean.
+    else:
+        offsets = rests * per_token
+        # sum (y - r)(y - r)^T = sum y y^T - n r r^T; r is no more than the
+        # rounding error of a center, so nothing cancels.
+        scatter = scatter - _add(
+            [rests[i][:, None] * offsets[i] for i in range(len(totals))]
+        )
     if centered:
         return _without_means(counts, scatter)
     return Moments(counts[0], centers[0], offsets[0], scatter)
-
-
-def _total(tokens, weights):
-    wide = ops.cast(tokens, moments_dtype(tokens.dtype))
-    return ops.sum(_zero_masked(wide, weights), axis=0)
 
 
 def token_center(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -251,7 +297,9 @@ def flatten_tokens(
     hidden_states: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Tokens `(tokens, dim)`, and ones and zeros if there is a mask."""
-    tokens = ops.reshape(hidden_states, (-1, hidden_states.shape[-1]))
+    tokens = hidden_states
+    if len(tokens.shape) != 2:
+        tokens = ops.reshape(tokens, (-1, tokens.shape[-1]))
     if mask is None:
         return tokens, None
     is_real = ops.cast(ops.reshape(mask, (-1,)), "bool")

@@ -1,7 +1,8 @@
 """Trains on the JAX backend: on one device, or by `keras.distribution` on four.
 
-Arguments: `single`, `data` or `model`; or `processes`, the address of the
-first process, and this process's index.
+Arguments: `single`, `data` or `model`; `data_as_gpus` with the choices for
+GPUs; or `processes`, the address of the first process, and this process's
+index.
 """
 
 import os
@@ -17,6 +18,7 @@ from small_models import flat_weights
 from small_models import token_batches
 
 import keras_istar
+from keras_istar._src.compat import products
 
 BATCH = 8
 TARGET = {
@@ -33,7 +35,9 @@ def set_distribution(kind, *place):
     if kind == "processes":
         address, index = place
         keras.distribution.initialize(address, 2, int(index))
-    if kind in ("data", "processes"):
+    if kind == "data_as_gpus":
+        products.is_on_gpu = lambda tokens: True
+    if kind in ("data", "data_as_gpus", "processes"):
         # Every process brings its own share of each batch.
         keras.distribution.set_distribution(
             keras.distribution.DataParallel(auto_shard_dataset=False)
