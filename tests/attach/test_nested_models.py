@@ -371,7 +371,9 @@ def test_a_model_and_one_in_it_are_not_one_cloud():
     line = r"attach\(model, \['hidden', 'hidden'\]\)|attach\(model, 'hidden'\)"
     with pytest.raises(ValueError, match=line) as error:
         keras_istar.attach(_two_dense(), ["hidden", "in/hidden"])
-    assert "attach(model, 'in/hidden')" in str(error.value)
+    said = str(error.value)
+    assert "attach(model, 'in/hidden')" in said
+    assert said.endswith("Received: layers=['hidden', 'in/hidden']")
 
 
 def test_the_user_is_told_of_names_that_cannot_be_taken():

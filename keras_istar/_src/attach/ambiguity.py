@@ -17,9 +17,16 @@ Layers = str | int | Sequence[int | str]
 
 
 def several_models(
-    scopes: list[Scope], items: list[int | str], line: str
+    scopes: list[Scope], items: list[int | str], layers: Layers, line: str
 ) -> ValueError:
-    """The error where `layers` fits several nested models."""
+    """The error where `layers` fits several nested models.
+
+    Args:
+        scopes: Calls of the models.
+        items: Indices and names of `layers`, without what is before a slash.
+        layers: See `attach`.
+        line: Pattern of the user's line of code.
+    """
     lines = []
     for scope in scopes:
         indices = scope.indices
@@ -30,7 +37,7 @@ def several_models(
         "`layers` must choose hidden states of one model, for they are one "
         f"cloud; these models have such blocks or names: {names}. Write a "
         f"line for each that you mean: {'; '.join(lines)}. "
-        f"Received: layers={items!r:.200}"
+        f"Received: layers={layers!r:.200}"
     )
 
 

@@ -260,7 +260,7 @@ def _choose(root, items, layers, line):
     models = {id(c.scope.model): c.scope for c in chosen.values()}
     if len(models) > 1:
         raise several_models(
-            list(models.values()), [item for _, item in items], line
+            list(models.values()), [item for _, item in items], layers, line
         )
     order = {
         (id(scope), id(call)): i
@@ -312,7 +312,7 @@ def _choose_together(root, prefix, items, layers, line):
         if found:
             models = {id(scope.model): scope for scope in found}
             if len(models) > 1:
-                raise several_models(list(models.values()), items, line)
+                raise several_models(list(models.values()), items, layers, line)
             return [
                 c
                 for scope in found
