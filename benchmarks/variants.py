@@ -14,6 +14,7 @@ from keras_istar._src.score import moments
 _CHOICES = {
     "1 state at once": {"states_at_once": lambda tokens: 1},
     "12 states at once": {"states_at_once": lambda tokens: 12},
+    "4 gradients at once": {"gradients_at_once": lambda tokens: 4},
     "float32 products": {"product_dtype": lambda tokens: "float32"},
 }
 IS_ASKED_FOR = os.environ.get("KERAS_ISTAR_BENCHMARK_VARIANTS") == "1"

@@ -90,9 +90,9 @@ def states_at_once(tokens: Tensor) -> int:
     """
     if not is_on_gpu(tokens):
         return 1
-    if keras.backend.backend() == "jax":
-        return _STATES_AT_ONCE
-    return max(1, _NUMBERS_AT_ONCE // max(1, tokens.numel()))
+    if keras.backend.backend() == "torch":
+        return max(1, _NUMBERS_AT_ONCE // max(1, tokens.numel()))
+    return _STATES_AT_ONCE
 
 
 def gradients_at_once(tokens: Tensor) -> int:
