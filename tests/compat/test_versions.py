@@ -71,10 +71,17 @@ def test_packages_of_other_versions_that_are_only_installed(
 
 
 @pytest.mark.parametrize(
-    "version", ["3.15.0", "3.15.1rc0", "3.16.0.dev2026112403", "3.100"]
+    "package, version",
+    [
+        *[("keras", x) for x in ("3.15.0", "3.15.1rc0")],
+        *[("keras", x) for x in ("3.16.0.dev2026112403", "3.100")],
+        # One of the extras pins TensorFlow.
+        *[("tensorflow", x) for x in ("2.20.0", "2.21.0", "2.22.0rc1", "2.99")],
+        *[("keras_hub", x) for x in ("0.32.0", "1.0")],
+    ],
 )
-def test_supported_versions_pass(monkeypatch, version):
-    pretend(monkeypatch, "keras", version)
+def test_supported_versions_pass(monkeypatch, package, version):
+    pretend(monkeypatch, package, version)
     check_versions()
 
 

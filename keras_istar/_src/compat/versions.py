@@ -36,8 +36,19 @@ def _requirements():
         declared = importlib.metadata.requires("keras-istar") or []
     except importlib.metadata.PackageNotFoundError:
         return []  # The package runs from a folder and is not installed.
-    requirements = map(Requirement, declared)
-    return [x for x in requirements if x.name in _CHECKED]
+    return [
+        requirement
+        for requirement in map(Requirement, declared)
+        if requirement.name in _CHECKED and _holds(requirement.marker)
+    ]
+
+
+def _holds(marker):
+    """Whether a requirement is the package's own, or of the extra `hub`.
+
+    Other extras may ask for more than the package needs.
+    """
+    return marker is None or marker.evaluate({"extra": "hub"})
 
 
 def _version(package):
