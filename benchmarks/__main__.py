@@ -34,10 +34,10 @@ take less than six minutes. No case starts later than `--seconds` allows:
 
     python benchmarks --device gpu --seconds 300 --backend jax --variants
 
-leaves out what PyTorch would run, and times the kernel with other choices too:
-one state or twelve in a product instead of four, the gradients of four states
-in a product instead of one, float32 products of bfloat16 states. They are in
-`benchmarks/variants.py`.
+leaves out what PyTorch would run, and times the kernel with other choices too.
+On JAX these are one state or twelve in a product instead of four, the gradients
+of four states in a product instead of one, and float32 products of bfloat16
+states. They are in `benchmarks/variants.py`.
 """
 
 import argparse

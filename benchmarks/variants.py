@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from keras_istar._src.score import moments
 
 _CHOICES = {
-    "1 state at once": {"states_at_once": lambda tokens: 1},
+    "1 state at once": {
+        "states_at_once": lambda tokens: 1,
+        "gradients_at_once": lambda tokens: 1,
+    },
     "12 states at once": {"states_at_once": lambda tokens: 12},
     "4 gradients at once": {"gradients_at_once": lambda tokens: 4},
     "float32 products": {"product_dtype": lambda tokens: "float32"},

@@ -189,3 +189,27 @@ def test_gradient_reaches_the_mean_of_each_part(gpu, rng, gradient):
     expected = (parts - parts.mean((0, 1))) @ (weights + weights.T)
     error = np.linalg.norm(found - expected)
     assert error <= 4 * UNIT["bfloat16"] * np.linalg.norm(expected)
+
+
+@on_jax
+@narrow_or_not
+def test_second_derivative_knows_that_the_mean_moves(gpu, rng, dtype):
+    import jax
+
+    states = _states(rng, dtype, 0.0)[0]
+    weights = rng.normal(size=(24, 24))
+    direction = 3.0 + rng.normal(size=states.shape)
+
+    def weighed_scatter(x):
+        union = moments.union_moments([*x.astype(dtype)], [None] * 6)
+        return (weights.astype("float32") * union.scatter).sum()
+
+    def slope(x):
+        gradient = jax.grad(weighed_scatter)(x)
+        return (gradient * direction.astype("float32")).sum()
+
+    found = _float64(jax.grad(slope)(ops.cast(states, "float32")))
+    expected = direction - direction.mean((0, 1, 2))
+    expected = expected @ (weights + weights.T)
+    error = np.linalg.norm(found - expected)
+    assert error <= 8 * UNIT[dtype] * np.linalg.norm(expected) + 1e-4

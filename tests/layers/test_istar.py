@@ -227,6 +227,22 @@ def test_float64_computes_in_float64(rng, floatx64):
     assert float(loss) == pytest.approx(expected, abs=1e-8)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="uses a gradient tape")
+def test_a_table_of_embeddings_may_be_a_state(rng):
+    import tensorflow as tf
+
+    table = keras.Variable(rng.normal(size=(40, 6)).astype("float32"))
+    slopes = []
+    for states in (table, table.value):
+        layer = keras_istar.IStarRegularization()
+        with tf.GradientTape() as tape:
+            layer(states, training=True)
+            (penalty,) = layer.losses
+        slopes.append(tape.gradient(penalty, table.value))
+    assert np.any(slopes[0])
+    np.testing.assert_array_equal(*slopes)
+
+
 def test_no_token_is_no_error(rng):
     (states,) = _states(rng)
     layer = keras_istar.IStarRegularization(strength=-1.0)

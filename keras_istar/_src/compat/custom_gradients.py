@@ -145,9 +145,9 @@ def last_first(
 
 
 def after(gradient: Tensor | None, value: Tensor) -> Tensor:
-    """Returns `value`, made to depend on a matrix `gradient` if there is one.
+    """Returns `value`, on TensorFlow made to depend on a matrix `gradient`.
 
-    Without this dependency, the compiler would find that the forward pass has
+    Without this dependency, its compilers would find that the forward pass has
     computed the same from `value`, and keep it in memory until the backward
     pass. A NaN in the gradient replaces `value`; it would reach the result
     anyway.

@@ -12,7 +12,7 @@ from keras_istar._src.types import Tensor
 def matmul(a: Any, b: Any) -> Any:
     """Returns `a @ b` in about the precision of float32, on any device.
 
-    `b` is a matrix.
+    `a` has the shape `(..., k)` and two dimensions or more, `b` has `(k, m)`.
 
     bfloat16 operands give a float32 product. One bfloat16 pass over float32
     operands would put the score off by up to 2e-5 and its gradient by 2e-3,
@@ -77,8 +77,9 @@ def product_dtype(tokens: Tensor) -> str:
 
 
 _STATES_AT_ONCE = 4
-# 256 MB in float32.
-_NUMBERS_AT_ONCE = 2**26
+# 128 MB of deviations in float32; stacking them and their product take several
+# times as much.
+_NUMBERS_AT_ONCE = 2**25
 
 
 def states_at_once(tokens: Tensor) -> int:

@@ -36,8 +36,8 @@ def _zero_masked(values, weights):
     return ops.where(weights[..., None] > 0, values, 0.0)
 
 
-def _joined(states, number):
-    """Joins neighboring states that are alike, at most their `number` at once.
+def _joined(states, at_once):
+    """Joins neighboring states that are alike, as many as can be `at_once`.
 
     Returns for each group the places of its states, their tokens, and their
     weights or None: `(tokens, dim)` and `(tokens,)` for a single state, else
@@ -47,7 +47,7 @@ def _joined(states, number):
     last = None
     for place, (tokens, weights) in enumerate(states):
         kind = tokens.dtype, tuple(tokens.shape), weights is None
-        if kind != last or len(groups[-1]) == number(tokens):
+        if kind != last or len(groups[-1]) == at_once(tokens):
             groups.append([])
         groups[-1].append(place)
         last = kind
@@ -99,7 +99,7 @@ def _pairs(tokens_and_weights):
 
 def _sums(centers, *tokens_and_weights):
     states = _pairs(tokens_and_weights)
-    has_rests = any(_is_exact(tokens) for tokens, _ in states)
+    has_rests = _has_rests(states)
     products, rests = [], []
     for places, tokens, weights in _joined(states, states_at_once):
         cloud = _deviations(_rows(centers, places), tokens, weights)
@@ -113,13 +113,16 @@ def _sums(centers, *tokens_and_weights):
     return _add(products), ops.stack(rests)
 
 
-def _is_exact(tokens):
-    """Whether deviations are no narrower than the sums of them."""
-    return product_dtype(tokens) == moments_dtype(tokens.dtype)
+def _has_rests(states):
+    """Whether some deviations are no narrower than the sums of them."""
+    return any(product_dtype(x) == moments_dtype(x.dtype) for x, _ in states)
 
 
 def _rests(cloud, centers, number):
-    """Sums of joined deviations: one for all, or one for each state."""
+    """Sums of joined deviations, one for all or one for each state.
+
+    They are zero, but for the rounding of the centers.
+    """
     wide = ops.cast(cloud, centers.dtype)
     if centers.shape[0] == 1:
         return [_sum_of_rows(wide)]
@@ -172,7 +175,8 @@ def sums_about(
     """Sums of the outer products of deviations, and of the deviations.
 
     Args:
-        centers: Constants: `(1, dim)` for all states, or `(states, dim)`.
+        centers: `(1, dim)` for all states, or `(states, dim)`. In the gradient
+            they count as constants.
         *tokens_and_weights: For each state `(tokens, dim)`, any float dtype;
             then for each state None, or ones and zeros of shape `(tokens,)`.
         train: If true, only the arguments are kept for the backward pass, which
@@ -183,7 +187,7 @@ def sums_about(
 
     Returns:
         Tensors of shape `(dim, dim)`, over all states, and of the shape of
-        `centers`, over the states of each center. The latter is None if the
+        `centers`, over the states of each center. The latter is None if all
         deviations are rounded to a narrower type for the product: their sums
         would not tell how far the centers are from the means.
     """
@@ -204,7 +208,8 @@ class Moments(NamedTuple):
     Attributes:
         count: Number of tokens, shape `()`.
         center: A constant near the mean, shape `(dim,)`. Carries no gradient.
-        offset: Mean minus `center`, shape `(dim,)`.
+        offset: Mean minus `center`, shape `(dim,)`; zero where deviations are
+            rounded more than the center is.
         scatter: Sum over tokens of the outer products of their deviations from
             the mean, shape `(dim, dim)`.
     """
@@ -244,10 +249,10 @@ def union_moments(
     Equal to `combine` of their `token_moments`. But all deviations are from one
     center, so that sums of one kind can be added up first. Where XLA shards the
     tokens over devices, each kind then travels in one all-reduce: first the sum
-    that makes the center, then the matrix and the offset.
+    that makes the center, then the matrix and, if it is needed, the offset.
 
-    With `train`, only the states, the masks and a `(dim,)` vector are kept for
-    the backward pass, which costs one matrix product a state.
+    With `train`, only the states, the masks and the centers are kept for the
+    backward pass, which costs one matrix product a state.
 
     Args:
         states: Float tensors of shape `(..., dim)`.
@@ -271,7 +276,9 @@ def union_moments(
     means = ops.stack(totals) * per_token
     centers = ops.stop_gradient(means)
     tokens, weights = zip(*flat, strict=True)
-    scatter, rests = sums_about(centers, *tokens, *weights, train=train)
+    # Rests tell a second derivative how the centers move with the tokens.
+    about = centers if _has_rests(flat) else means
+    scatter, rests = sums_about(about, *tokens, *weights, train=train)
     if rests is None:
         offsets = means - centers  # Zero, with the gradient of the mean.
     else:
@@ -297,9 +304,7 @@ def flatten_tokens(
     hidden_states: Tensor, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Tokens `(tokens, dim)`, and ones and zeros if there is a mask."""
-    tokens = hidden_states
-    if len(tokens.shape) != 2:
-        tokens = ops.reshape(tokens, (-1, tokens.shape[-1]))
+    tokens = ops.reshape(hidden_states, (-1, hidden_states.shape[-1]))
     if mask is None:
         return tokens, None
     is_real = ops.cast(ops.reshape(mask, (-1,)), "bool")
