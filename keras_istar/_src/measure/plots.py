@@ -1,5 +1,6 @@
 """Figures of a report."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 _INCHES = (7.09, 2.5)  # 180 mm: two columns of a journal page.
-# The size of a TensorBoard card in a window that is 1,400 pixels wide.
-_CARD_INCHES, _CARD_DPI = (10.2, 2.2), 100
+# The size of a TensorBoard card in a window that is 1,400 pixels wide. 10.2 * 100
+# is a little less than 1020 in floats, and some versions of Matplotlib cut it.
+_CARD_INCHES, _CARD_DPI = (math.nextafter(10.2, 11.0), 2.2), 100
 
 # Okabe and Ito, "Color Universal Design", 2008.
 _COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
