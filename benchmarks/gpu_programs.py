@@ -25,6 +25,10 @@ from benchmarks import backends
 from benchmarks import jax_rewrite
 from benchmarks import models
 from benchmarks import train_step
+from benchmarks.penalty import OURS
+from benchmarks.penalty import REWRITE
+from benchmarks.penalty import TOKENS_IN_A_STATE
+from benchmarks.penalty import TRAFFIC
 from benchmarks.penalty import penalty
 from benchmarks.report import Row
 from benchmarks.report import number_row
@@ -49,10 +53,6 @@ dnn_version_info { major: 9 minor: 10 }
 runtime_version { major: 12 minor: 8 patch: 0 }
 device_description_str: "NVIDIA H200"
 """
-_OURS = "keras_istar"
-_A_FEW_LINES = "a few lines of JAX, bfloat16 products"
-_TRAFFIC = "reading and writing the states"
-_TOKENS_IN_A_STATE = 4096
 _INSTRUCTION = re.compile(
     r"^  (?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)", re.MULTILINE
 )
@@ -97,30 +97,30 @@ def has_plugin() -> bool:
 
 
 def _penalty_rows(tokens, dim, dtype):
-    shape = (min(tokens, _TOKENS_IN_A_STATE), dim)
+    shape = (min(tokens, TOKENS_IN_A_STATE), dim)
     states = [jax.ShapeDtypeStruct(shape, dtype)] * (tokens // shape[0])
-    functions = {_OURS: penalty(states)}
+    functions = {OURS: penalty(states)}
     if dtype == "bfloat16":
-        functions[_A_FEW_LINES] = jax_rewrite.isoscore
+        functions[REWRITE] = jax_rewrite.isoscore
     case = f"n = {tokens:,}, d = {dim:,}, {dtype}"
     counted = {
         side: _counts(_compiled(jax.value_and_grad(function), states))
         for side, function in functions.items()
     }
     # Both passes read the states, and the backward pass writes as much.
-    states_read = {_TRAFFIC: 3e-6 * tokens * dim * states[0].dtype.itemsize}
+    states_read = {TRAFFIC: 3e-6 * tokens * dim * states[0].dtype.itemsize}
     found = []
     for name, unit in (("kernels", ""), ("moved", "MB"), ("temporary", "MB")):
         values = {side: numbers[name] for side, numbers in counted.items()}
-        against = _A_FEW_LINES
+        against = REWRITE
         if name == "moved":
-            values, against = values | states_read, _TRAFFIC
+            values, against = values | states_read, TRAFFIC
         if against in values:
             found.append(
-                number_row(f"{case}, {name}", values, _OURS, against, unit)
+                number_row(f"{case}, {name}", values, OURS, against, unit)
             )
         else:
-            found.append(Row(f"{case}, {name}", _OURS, values[_OURS], unit))
+            found.append(Row(f"{case}, {name}", OURS, values[OURS], unit))
     return found
 
 

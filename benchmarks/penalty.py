@@ -22,16 +22,16 @@ from benchmarks.timing import is_late
 from benchmarks.timing import milliseconds
 from benchmarks.timing import wait_for_turn
 
-_OURS = "keras_istar"
+OURS = "keras_istar"
 _ARITHMETIC = "arithmetic floor"
-_TRAFFIC = "reading and writing the states"
+TRAFFIC = "reading and writing the states"
 _TORCH_COMPILE = "keras_istar, torch.compile"
-_REWRITE = "a few lines of JAX, bfloat16 products"
+REWRITE = "a few lines of JAX, bfloat16 products"
 _EIGH = "concatenate, covariance, eigenvalues, autodiff"
 _ISOSCORE = "IsoScore 2.0.1"
 # Seconds for timing what has been compiled.
 _RESERVE = 60.0
-_TOKENS_IN_A_STATE = 4096  # A batch of 32 sentences of length 128.
+TOKENS_IN_A_STATE = 4096  # A batch of 32 sentences of length 128.
 
 if BACKEND == "jax":
     from benchmarks import jax_rewrite
@@ -41,7 +41,7 @@ class _Case(NamedTuple):
     tokens: int
     dim: int
     dtype: str = "float32"
-    ours: str = _OURS
+    ours: str = OURS
 
 
 def rows(device: str, tiny: bool) -> list[Row]:
@@ -80,7 +80,7 @@ def _cases(device, tiny):
         sizes = [(64, 8), (12_288, 8)] if tiny else sizes
         return [
             _Case(*size, ours=ours)
-            for ours in (_OURS, _TORCH_COMPILE)
+            for ours in (OURS, _TORCH_COMPILE)
             for size in sizes
         ]
     # Those that the targets are about, first.
@@ -100,7 +100,7 @@ def _floors(dtype, edge):
     )
     return {
         _ARITHMETIC: backends.compiled(ops.matmul, a, b),
-        _TRAFFIC: backends.compiled(lambda x: x * 2, copied),
+        TRAFFIC: backends.compiled(lambda x: x * 2, copied),
     }
 
 
@@ -137,8 +137,8 @@ def _case_rows(case, device, edge, sides):
     _scale(seconds, _ARITHMETIC, 2 * size * case.dim / edge**3)
     # Both passes read n d numbers, and the backward pass writes as many; the
     # copy reads and writes.
-    _scale(seconds, _TRAFFIC, 1.5 * size / (4 * edge**2))
-    floors = (_ARITHMETIC, _TRAFFIC)
+    _scale(seconds, TRAFFIC, 1.5 * size / (4 * edge**2))
+    floors = (_ARITHMETIC, TRAFFIC)
     higher = max(floors, key=lambda side: milliseconds(seconds[side]))
     name = f"n = {case.tokens:,}, d = {case.dim:,}"
     if device == "gpu":
@@ -191,7 +191,7 @@ def penalty(states: list) -> Callable[[list], object]:
 
 
 def hidden_states(
-    n: int, dim: int, dtype: str = "float32", width: int = _TOKENS_IN_A_STATE
+    n: int, dim: int, dtype: str = "float32", width: int = TOKENS_IN_A_STATE
 ) -> list:
     """Random states with `n` tokens in all, at most `width` in each."""
     spread = ops.exp(keras.random.normal((dim,), seed=0))
@@ -205,11 +205,11 @@ def hidden_states(
 def _other_ways(case, device, states):
     """Functions that compute the same, or nearly so."""
     ways = {}
-    if BACKEND == "torch" and case.ours == _OURS:
+    if BACKEND == "torch" and case.ours == OURS:
         ways |= _variants(case, states)
     if device == "gpu" and BACKEND == "jax":
         if case.dtype == "bfloat16":
-            ways[_REWRITE] = backends.compiled_gradient(
+            ways[REWRITE] = backends.compiled_gradient(
                 jax_rewrite.isoscore, states
             )
             ways |= _variants(case, states)
@@ -229,7 +229,7 @@ def _variants(case, states):
     ways = {}
     for name in variants.NAMES:
         is_other = (
-            case.tokens > _TOKENS_IN_A_STATE
+            case.tokens > TOKENS_IN_A_STATE
             if "at once" in name
             else case.dtype == "bfloat16"
         )
@@ -238,7 +238,7 @@ def _variants(case, states):
                 run = backends.compiled_gradient(penalty(states), states)
             if BACKEND == "torch":  # Which traces nothing.
                 run = _inside(name, run)
-            ways[f"{_OURS}, {name}"] = run
+            ways[f"{OURS}, {name}"] = run
     return ways
 
 
