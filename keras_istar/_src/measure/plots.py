@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import matplotlib.figure
 
 _INCHES = (7.09, 2.5)  # 180 mm: two columns of a journal page.
-# The size of a TensorBoard card in a window that is 1,400 pixels wide. 10.2 * 100
-# is a little less than 1020 in floats, and some versions of Matplotlib cut it.
+# The size of a TensorBoard card in a window that is 1,400 pixels wide.
+# In floats, 10.2 * 100 is below 1020, and some versions of Matplotlib cut it.
 _CARD_INCHES, _CARD_DPI = (math.nextafter(10.2, 11.0), 2.2), 100
 
 # Okabe and Ito, "Color Universal Design", 2008.
