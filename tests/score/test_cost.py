@@ -125,8 +125,7 @@ def test_backward_draws_become_all_tokens_in_turn(masked, dtype):
         [
             op
             for op in backward
-            if op.type == "UnsortedSegmentSum"
-            and op.outputs[0].shape[0] == tokens
+            if op.type == "GatherV2" and op.outputs[0].shape[0] == tokens
         ]
     )
 
@@ -327,6 +326,25 @@ def test_of_token_size_only_the_states_are_retained_on_jax(masked, dtype):
         tokens = np.asarray(x, "float32").reshape(*TOKENS, DIM)
         assert any(np.array_equal(tokens, s) for s in states)
     assert len(large) == 3
+
+
+@on_jax
+@masked_or_not
+@any_dtype
+def test_gradient_of_draws_adds_nothing_to_zeros_on_jax(masked, dtype):
+    """XLA would write the zeros for all states at once, and keep them."""
+    import jax
+
+    states, mask = _arguments(3, masked, dtype)
+    gradient = jax.grad(_penalty(3, max_tokens=12))
+    jaxpr = jax.make_jaxpr(gradient)(states, mask).jaxpr
+    added = [
+        equation
+        for equation in _equations(jaxpr)
+        if equation.primitive.name.startswith("scatter")
+        and equation.outvars[0].aval.size >= TOKEN_SIZED
+    ]
+    assert not added
 
 
 @on_jax

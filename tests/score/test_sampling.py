@@ -47,7 +47,12 @@ def _compiled(layer, states, mask):
         @jax.jit
         def call(variables):
             return layer.stateless_call(
-                [], variables, states, mask=mask, training=True
+                [],
+                variables,
+                states,
+                mask=mask,
+                training=True,
+                return_losses=True,
             )[1]
 
         def step():

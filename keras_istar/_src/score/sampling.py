@@ -83,8 +83,8 @@ def _sample(flat, total, size, seed):
     n (1 - n/N) times.
     """
     weights = flat[0][1]
-    places, is_real = _draw(len(flat), weights, size, seed)
-    samples = _rows_at(places, *[tokens for tokens, _ in flat])
+    slots, places, is_real = _draw(len(flat), weights, size, seed)
+    samples = _rows_at(slots, places, *[tokens for tokens, _ in flat])
     samples = ops.cast(samples, weights.dtype)
     samples = ops.where(is_real[..., None], samples, 0.0)
     num_drawn = ops.sum(ops.cast(is_real[0], weights.dtype))
@@ -106,27 +106,29 @@ def _sample(flat, total, size, seed):
 
 
 def _gradient_of_rows(arguments, d_rows):
-    places, *tokens = arguments
+    slots, _, *tokens = arguments
     number = len(tokens)
+    d_rows = ops.pad(d_rows, ((0, 0), (1, 0), (0, 0)))  # Slot 0 has zeros.
     d_tokens = last_first(
         [
-            functools.partial(_scattered, d_own, own, ops.shape(x)[0])
-            for d_own, own, x in zip(
+            functools.partial(_rows_in_slots, *one)
+            for one in zip(
                 ops.unstack(d_rows, num=number),
-                ops.unstack(places, num=number),
-                tokens,
+                ops.unstack(slots, num=number),
                 strict=True,
             )
         ]
     )
-    return None, *d_tokens
+    return None, None, *d_tokens
 
 
 @custom_gradient(_gradient_of_rows)
-def _rows_at(places, *tokens):
+def _rows_at(slots, places, *tokens):
     """Rows of each state at its own places, `(states, size, dim)`.
 
-    The gradient has zeros for all other tokens, one state at a time.
+    The gradient has zeros for all other tokens. It takes a row for each token,
+    where autodiff would add rows to zeros, which XLA writes first, and for all
+    states at once.
     """
     places = ops.unstack(places, num=len(tokens))
     rows = [
@@ -135,20 +137,23 @@ def _rows_at(places, *tokens):
     return ops.stack(rows)
 
 
-def _scattered(rows, places, number, before):
-    """Zeros `(number, dim)` with `rows` at their places, after `before`."""
-    return [ops.segment_sum(after(before, rows), places, number)]
+def _rows_in_slots(rows, slots, before):
+    """The row in the slot of each token, computed after `before`."""
+    return [ops.take(after(before, rows), slots, axis=0)]
 
 
 def _draw(number, weights, size, seed):
-    """Places of `size` tokens, and whether each stands for a real token.
+    """Draws `size` tokens and puts them in slots, in their order.
 
     Every token gets a random key, and the tokens with the lowest keys are
     drawn. If there are fewer tokens than `size`, the places left over stand for
     no token.
 
     Returns:
-        Tensors of shape `(number, size)`, drawn independently of each other.
+        For each of `number` independent draws, the slot of every token, counted
+        from 1, or 0 if it was not drawn, `(number, tokens)`; then the place of
+        the token in each slot, and whether the slot is filled, both of shape
+        `(number, size)`.
     """
     tokens = ops.shape(weights)[0]
     if isinstance(tokens, int):
@@ -161,20 +166,20 @@ def _draw(number, weights, size, seed):
     ranks = ops.cumsum(ops.cast(is_drawn, "int32"), axis=1)
     # Equal keys could draw more than `size` tokens.
     is_drawn = ops.logical_and(is_drawn, ranks <= size)
-    # A table for each draw; its place 0 is for tokens that were not drawn.
     slots = ops.where(is_drawn, ranks, 0)
-    slots = slots + (size + 1) * ops.arange(number, dtype="int32")[:, None]
+    # A table for each draw; its place 0 is for tokens that were not drawn.
+    starts = (size + 1) * ops.arange(number, dtype="int32")[:, None]
     places = ops.broadcast_to(
         ops.arange(tokens, dtype="int32"), ops.shape(keys)
     )
     table = ops.scatter(
-        ops.reshape(slots, (-1, 1)),
+        ops.reshape(starts + slots, (-1, 1)),
         ops.reshape(places, (-1,)),
         (number * (size + 1),),
     )
     places = ops.reshape(table, (number, size + 1))[:, 1:]
     num_drawn = ops.sum(ops.cast(is_drawn, "int32"), axis=1)
-    return places, ops.arange(size) < num_drawn[:, None]
+    return slots, places, ops.arange(size) < num_drawn[:, None]
 
 
 def _key_of_rank(keys, rank):
