@@ -151,7 +151,7 @@ def test_the_user_is_asked():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"mask_zero": True}, "Keras masks, if any"),
+        ({"mask_zero": True}, "its Keras mask"),
         ({"mask_name": "padding_mask"}, "input 'padding_mask'"),
     ],
 )
@@ -167,6 +167,142 @@ def test_masks_that_are_found(ids, options, words):
     assert _penalty(model, x) == pytest.approx(
         oracle.penalty(_cloud(model, ids, ids != 0), 1.0), abs=1e-5
     )
+
+
+ATTENTION = ["attention_0", "attention_1", "attention_2"]
+SUMS = ["sum_0", "sum_1", "sum_2"]
+
+
+def _attention(adds=False):
+    """Token ids -> three blocks of attention, and what each returns.
+
+    Attention removes the masks of its inputs.
+    """
+    inputs = keras.Input((LENGTH,), dtype="int32", name="token_ids")
+    x = keras.layers.Embedding(9, 4, mask_zero=True)(inputs)
+    states = []
+    for attention, together in zip(ATTENTION, SUMS, strict=True):
+        y = keras.layers.MultiHeadAttention(2, 2, name=attention)(x, x)
+        x = keras.layers.Add(name=together)([x, y]) if adds else y
+        states.append(x)
+    return inputs, states
+
+
+def _finish(inputs, x):
+    pooled = keras.layers.GlobalAveragePooling1D()(x)
+    named = {"token_ids": inputs}
+    return keras.Model(named, keras.layers.Dense(1)(pooled))
+
+
+def _expected(inputs, states, ids, mask):
+    outputs = {str(i): x for i, x in enumerate(states)}
+    values = keras.Model(inputs, outputs)(ids).values()
+    values = [ops.convert_to_numpy(x) for x in values]
+    return oracle.penalty(oracle.unmasked(values, [mask] * len(values)), 1.0)
+
+
+def test_masks_that_attention_removes_from_its_inputs(ids):
+    inputs, states = _attention()
+    model = _finish(inputs, states[-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = keras_istar.attach(model, ATTENTION, strength=1.0)
+    assert layer.attachment.masks == ("its Keras mask",) * 3
+    expected = _expected(inputs, states, ids, ids != 0)
+    assert expected != pytest.approx(
+        _expected(inputs, states, ids, ids >= 0), abs=1e-3
+    )
+    assert _penalty(model, {"token_ids": ids}) == pytest.approx(
+        expected, abs=1e-5
+    )
+    report = keras_istar.measure(
+        model, {"token_ids": ids}, ATTENTION, measures=["mean_norm"], verbose=0
+    )
+    assert [row.tokens for row in report.rows[:3]] == [np.sum(ids != 0)] * 3
+
+
+def test_detaching_leaves_nothing_that_keeps_masks():
+    inputs, states = _attention()
+    model = _finish(inputs, states[-1])
+    before = [set(vars(x)) for x in model.layers]
+    keras_istar.attach(model, ATTENTION, strength=1.0)
+    keras_istar.attach_regularizer(
+        model, keras_istar.CosineRegularization(1.0), ATTENTION
+    )
+    keras_istar.detach(model)
+    assert [set(vars(x)) for x in model.layers] == before
+
+
+def test_the_user_is_asked_where_masks_are_lost_as_the_model_runs():
+    """Symbolically, the sum has a mask; attention has removed it by then."""
+    inputs, states = _attention(adds=True)
+    model = _finish(inputs, states[-1])
+    with pytest.warns(UserWarning, match="No padding mask was found"):
+        layer = keras_istar.attach(model, SUMS, strength=1.0)
+    assert layer.attachment.masks == ("none found, all tokens count",) * 3
+
+
+class _HiddenMask(keras.layers.Layer):
+    """An embedding whose mask shows only when it runs."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.table = keras.layers.Embedding(9, 4)
+
+    def call(self, ids):
+        return self.table(ids)
+
+    def compute_mask(self, inputs, mask=None):
+        if isinstance(inputs, keras.KerasTensor):
+            return None
+        return ops.not_equal(inputs, 0)
+
+
+def test_masks_that_show_only_when_the_model_runs(ids):
+    inputs = keras.Input((LENGTH,), dtype="int32", name="token_ids")
+    x = keras.layers.Dense(4, name="encoder")(_HiddenMask()(inputs))
+    model = _finish(inputs, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = keras_istar.attach(model, "encoder", strength=1.0)
+    assert layer.attachment.masks == ("its Keras mask",)
+    assert _penalty(model, {"token_ids": ids}) == pytest.approx(
+        _expected(inputs, [x], ids, ids != 0), abs=1e-5
+    )
+
+
+def test_masks_of_states_that_are_given_by_hand(ids, tmp_path):
+    inputs, states = _attention()
+    layer = keras_istar.IStarRegularization(1.0)
+    model = _finish(inputs, layer(states))
+    expected = _expected(inputs, states, ids, ids != 0)
+    file = tmp_path / "model.keras"
+    model.save(file)
+    for x in (model, keras.models.load_model(file)):
+        x({"token_ids": ids}, training=True)
+        assert float(x.losses[-1]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_masks_that_are_lost_in_a_call_by_hand(ids):
+    """Of a subclassed model, no graph tells which layers make the states."""
+    layer = keras_istar.IStarRegularization(1.0)
+    embedding = keras.layers.Embedding(9, 4, mask_zero=True)
+    blocks = [keras.layers.MultiHeadAttention(2, 2) for _ in range(3)]
+
+    def run(**options):
+        x, states = embedding(ids), []
+        for block in blocks:
+            x = block(x, x)
+            states.append(x)
+        layer(states, training=True, **options)
+
+    with pytest.warns(UserWarning, match=r"hidden states \[0, 1\].* `mask`"):
+        run()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = keras_istar.IStarRegularization(1.0)
+        run(mask=ids != 0)
 
 
 @pytest.mark.parametrize("length", [None, LENGTH])

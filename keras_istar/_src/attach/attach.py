@@ -346,6 +346,11 @@ def _attach_layer(model, states: HiddenStates, name, layer, pooling, undo):
     number = len(states.tensors)
     tensors = list(states.tensors)
     places = []
+    own_masks = [
+        state
+        for state, source in zip(states.tensors, states.masks, strict=True)
+        if source is None and states.uses_keras_masks
+    ]
     for source in states.masks:
         start = len(tensors)
         tensors += [] if source is None else source.tensors
@@ -373,14 +378,16 @@ def _attach_layer(model, states: HiddenStates, name, layer, pooling, undo):
         hidden, masks = map(list, zip(*pooled, strict=True))
         layer(hidden, mask=masks, training=training)
 
-    keras_private.attach_layer(states.owner, name, layer, call, tensors, model)
+    keras_private.attach_layer(
+        states.owner, name, layer, call, tensors, model, own_masks
+    )
     undo.callback(keras_private.detach_layer, states.owner, name)
 
 
 def _mask_of(state, source, values, uses_keras_masks):
     if source is not None:
         return source.function(*values)
-    return keras_private.keras_mask(state) if uses_keras_masks else None
+    return keras_private.kept_mask(state) if uses_keras_masks else None
 
 
 def _check_presence(names, states):

@@ -103,23 +103,26 @@ def find_states(
     paddings = {id(c.scope): Padding(c.scope, mask) for c in chosen}
     known_masks = [] if mask is not None else _masks_said(owner.model)
     uses_keras_masks = True
-    masks = []
-    words = []
-    lacking = []
+    sources = []
+    expecting = []
     for name, c, state in zip(names, chosen, states, strict=True):
         padding = _said_before(c, state, known_masks) or paddings[id(c.scope)]
         uses_keras_masks &= padding.mask is not False
         source = padding.source_for(c.call, state)
+        sources.append(source)
         # An embedding of each example has no tokens that could be padding.
-        lacks = (
-            source is None
-            and not is_embedding(state)
-            and padding.lacks_mask(c.call, state)
-        )
-        if lacks:
-            lacking.append(name)
-        words.append(_words_of(source, padding.mask, lacks))
-        masks.append(_lifted(source, c.scope, owner))
+        if source is None and not is_embedding(state):
+            if padding.expects_mask(c.call, state):
+                expecting.append(name)
+    tensors = _tensors(root, chosen, owner)
+    masked = []
+    if expecting:
+        masked = _masked(model, owner.model, names, tensors)
+    lacking = [name for name in expecting if name not in masked]
+    words = [
+        _words_of(source, uses_keras_masks, name in masked, name in lacking)
+        for name, source in zip(names, sources, strict=True)
+    ]
     has_prefix = any(prefix for prefix, _ in items)
     sentences = list(warnings_of(root, chosen, has_prefix, line))
     if lacking:
@@ -130,8 +133,11 @@ def find_states(
     return HiddenStates(
         owner.model,
         names,
-        _tensors(root, chosen, owner),
-        masks,
+        tensors,
+        [
+            _lifted(source, c.scope, owner)
+            for source, c in zip(sources, chosen, strict=True)
+        ],
         uses_keras_masks,
         Attachment(
             owner.model.name,
@@ -616,12 +622,22 @@ def _lifted(source, scope, owner):
     return MaskSource(source.words, tensors, source.function)
 
 
-def _words_of(source, mask, lacks):
+def _masked(model, owner, names, tensors):
+    """Names of the states that have Keras masks when `model` runs."""
+    have_masks = keras_private.have_masks(owner, tensors, model)
+    if have_masks is None:  # Then what the graph says is the best guess.
+        have_masks = [keras_private.keras_mask(x) is not None for x in tensors]
+    return [name for name, x in zip(names, have_masks, strict=True) if x]
+
+
+def _words_of(source, uses_keras_masks, is_masked, lacks_mask):
     if source is not None:
         return source.words
-    if mask is False:
+    if not uses_keras_masks:
         return "none, as asked for"
-    return "none found, all tokens count" if lacks else "Keras masks, if any"
+    if lacks_mask:
+        return "none found, all tokens count"
+    return "its Keras mask" if is_masked else "Keras masks, if any"
 
 
 def _no_mask_found(owner, names):

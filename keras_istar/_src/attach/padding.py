@@ -89,23 +89,23 @@ class Padding:
                 return source
         return None
 
-    def lacks_mask(self, call: Call, state: Any) -> bool:
-        """Whether `state` has lost a mask of padding, or never had one.
+    def expects_mask(self, call: Call, state: Any) -> bool:
+        """Whether a hidden state without a source should have a Keras mask.
 
-        It should have one if it comes from token ids, or from tensors as long
-        as it is that have a Keras mask.
+        It should if it comes from token ids, or from tensors as long as it is
+        that have one. Whether it has one shows when the model runs.
         """
-        if self.mask is False or keras_private.keras_mask(state) is not None:
+        if self.mask is False:
             return False
-        # Whether a composite layer passes its mask on shows when it runs.
-        if call.is_inner and any(
-            keras_private.keras_mask(x) is not None for x in call.inputs
+        if any(
+            keras_private.keras_mask(x) is not None
+            for x in [state, *(call.inputs if call.is_inner else [])]
         ):
-            return False
+            return True
         before = nodes_before(self._scope.model, call.node.input_tensors)
         return any(
             _embeds_ids(node) or _has_mask(node, state) for node in before
-        ) or _comes_from_ids(self._scope, call.node.input_tensors)
+        ) or _comes_from_ids(self._scope, call.node.input_tensors, state)
 
     @functools.cached_property
     def _dependencies(self):
@@ -282,8 +282,11 @@ def _same(mask):
     return mask
 
 
-def _comes_from_ids(scope, tensors):
-    """Whether tensors of a graph depend on integers `(batch, length)`."""
+def _comes_from_ids(scope, tensors, state):
+    """Whether tensors come from integers `(batch, length)`, or from a mask.
+
+    Masked tensors around the model count if they are as long as `state`.
+    """
     dependencies = _dependencies(scope.model)
     needed = _inputs_behind(tensors, dependencies)
     inputs = [
@@ -295,9 +298,10 @@ def _comes_from_ids(scope, tensors):
         return False
     given = keras_private.arguments_of(scope.node)
     outer = [given[id(x)] for x in inputs if id(x) in given]
-    if any(keras_private.keras_mask(x) is not None for x in outer):
-        return False
-    return _comes_from_ids(scope.around, outer)
+    masked = [x for x in outer if keras_private.keras_mask(x) is not None]
+    if masked:
+        return any(_is_as_long(x, state) for x in masked)
+    return _comes_from_ids(scope.around, outer, state)
 
 
 def _embeds_ids(node):
@@ -309,12 +313,14 @@ def _embeds_ids(node):
 
 
 def _has_mask(node, state):
-    rows = _shape_of(state)[:-1]
     return any(
-        keras_private.keras_mask(x) is not None
-        and _can_be_equal(_shape_of(x)[:-1], rows)
+        keras_private.keras_mask(x) is not None and _is_as_long(x, state)
         for x in node.outputs
     )
+
+
+def _is_as_long(tensor, state):
+    return _can_be_equal(_shape_of(tensor)[:-1], _shape_of(state)[:-1])
 
 
 def _are_ids(tensor):

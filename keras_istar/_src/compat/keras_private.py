@@ -14,6 +14,7 @@ import contextlib
 import copy
 import inspect
 import threading
+import warnings
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ try:
     from keras.src.backend import get_keras_mask
     from keras.src.backend import get_stateless_scope
     from keras.src.backend import in_stateless_scope
+    from keras.src.backend.common.tensor_attributes import get_tensor_attr
+    from keras.src.backend.common.tensor_attributes import set_tensor_attr
     from keras.src.models.functional import Functional
 except ImportError as e:
     raise ImportError(
@@ -43,6 +46,7 @@ except ImportError as e:
     ) from e
 
 _BELOW_OUTPUTS = -1  # Outputs are at depth 0.
+_KEPT_MASK = "_keras_istar_mask"  # Attribute of tensors.
 
 # Attributes that make up the graph of a Functional model.
 _GRAPH = tuple(
@@ -85,6 +89,8 @@ _attachments: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _shown_outputs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Layer -> its mode, and how often it has been suspended.
 _suspended_modes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+# Layer -> how often `keep_masks` was called for it.
+_mask_keepers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Stateless scope -> the layers that `is_called_again` has seen in it.
 _called_layers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Graph -> what undoes `insert_layer`.
@@ -588,24 +594,61 @@ def run_graph(model: keras.Model) -> list[Any] | None:
         For each time that this runs the graph, what it says of `training`; None
         if the model cannot be called in this way.
     """
-    graph = _graph_of(model)
     seen: list[Any] = []
-    below = _Below(lambda tensors, training: seen.append(training))
-    below(graph._outputs[0])
-    (node,) = below._inbound_nodes
+    with contextlib.ExitStack() as undo:
+        _call_below(
+            undo,
+            model,
+            lambda tensors, training: seen.append(training),
+            _graph_of(model)._outputs[:1],
+            model,
+        )
+        return seen if _can_run(model) else None
+
+
+def _can_run(model):
+    """Calls `model` in training, symbolically, if that can be done."""
     try:
-        _set_below_outputs(graph, [*_below_outputs(graph), node])
-        with _not_called(model):
+        with _not_called(model), warnings.catch_warnings():
+            # Keras says what it thinks of masks when the model runs.
+            warnings.simplefilter("ignore")
             compute_output_spec(
                 lambda inputs: model(inputs, training=True),
-                graph._inputs_struct,
+                _graph_of(model)._inputs_struct,
             )
     except Exception:  # A user's `call` may raise anything.
-        return None
-    finally:
-        _remove_below(graph, node)
-        _forget_node(node)
-    return seen
+        return False
+    return True
+
+
+def have_masks(
+    model: keras.Model,
+    tensors: Sequence[keras.KerasTensor | InnerOutput],
+    outer: keras.Model,
+) -> list[bool] | None:
+    """Whether tensors have Keras masks when `outer` runs.
+
+    The graph alone does not tell: layers that are called symbolically may have
+    masks that they lose when they are run, and the other way around.
+
+    Args:
+        model: Model with a graph.
+        tensors: Tensors of the graph of `model`.
+        outer: The model to run: `model`, or one around it.
+
+    Returns:
+        For each tensor, whether it has a mask in every call of `model`; None if
+        `outer` cannot be run symbolically.
+    """
+    seen: list[list[bool]] = []
+
+    def look(values, training):
+        seen.append([kept_mask(x) is not None for x in values])
+
+    with contextlib.ExitStack() as undo:
+        _call_below(undo, model, look, tensors, outer, masked=tensors)
+        can_run = _can_run(outer)
+    return [*map(all, zip(*seen, strict=True))] if can_run and seen else None
 
 
 def attach_layer(
@@ -615,6 +658,7 @@ def attach_layer(
     function: Callable[[Sequence[Tensor | None], bool | None], None],
     tensors: Sequence[keras.KerasTensor | InnerOutput],
     outer: keras.Model,
+    masked: Sequence[keras.KerasTensor | InnerOutput] = (),
 ) -> None:
     """Makes `model` call `function` on tensors whenever it runs.
 
@@ -633,29 +677,39 @@ def attach_layer(
             not used.
         tensors: Tensors of the graph of `model`.
         outer: The model that is trained or run: `model`, or one around it.
+        masked: Those of the tensors of which `function` takes the `kept_mask`.
     """
     graph = _graph_of(model)
-    inner = [x for x in tensors if isinstance(x, InnerOutput)]
     with contextlib.ExitStack() as undo:
-        for around in nested_models(outer):
-            if any(nested is model for nested in nested_models(around)):
-                undo.callback(_suspend(around))
-        for node in {id(x.node): x.node for x in inner}.values():
-            layers = [x.layer for x in inner if x.node is node]
-            for part in _around(node.operation, layers):
-                undo.callback(_suspend(part))
-        for x in inner:
-            undo.callback(tap(x.layer, _is_recomputed))
-        undo.callback(_show(model, inner))
-        below = _Below(function)
-        below(*[x.tensor if isinstance(x, InnerOutput) else x for x in tensors])
-        (node,) = below._inbound_nodes
-        undo.callback(_forget_node, node)
         undo.callback(_hold(model, name, layer))
-        undo.callback(_remove_below, graph, node)
-        _set_below_outputs(graph, [*_below_outputs(graph), node])
+        node = _call_below(undo, model, function, tensors, outer, masked)
         attachment = _Attachment(layer, node, undo.pop_all())
         _attachments.setdefault(graph, {})[name] = attachment
+
+
+def _call_below(undo, model, function, tensors, outer, masked=()):
+    """Makes `model` call a function, as `attach_layer` says, until `undo`."""
+    graph = _graph_of(model)
+    inner = [x for x in tensors if isinstance(x, InnerOutput)]
+    for around in nested_models(outer):
+        if any(nested is model for nested in nested_models(around)):
+            undo.callback(_suspend(around))
+    for node in {id(x.node): x.node for x in inner}.values():
+        layers = [x.layer for x in inner if x.node is node]
+        for part in _around(node.operation, layers):
+            undo.callback(_suspend(part))
+    for x in inner:
+        undo.callback(tap(x.layer, _is_recomputed))
+    for x in masked:
+        undo.callback(keep_masks(x))
+    undo.callback(_show(model, inner))
+    below = _Below(function)
+    below(*[x.tensor if isinstance(x, InnerOutput) else x for x in tensors])
+    (node,) = below._inbound_nodes
+    undo.callback(_forget_node, node)
+    undo.callback(_remove_below, graph, node)
+    _set_below_outputs(graph, [*_below_outputs(graph), node])
+    return node
 
 
 def detach_layer(model: keras.Model, name: str) -> None:
@@ -1014,6 +1068,51 @@ def retrace(model: keras.Model) -> None:
 def keras_mask(tensor: Any) -> Any:
     """The mask that Keras layers have put on `tensor`, or None."""
     return get_keras_mask(tensor)
+
+
+def keep_masks(
+    tensor: keras.KerasTensor | InnerOutput,
+) -> Callable[[], None]:
+    """Makes `kept_mask` find the masks of a tensor; returns what undoes it.
+
+    Layers such as `keras.layers.MultiHeadAttention` remove the masks of the
+    tensors that they are given.
+
+    Args:
+        tensor: Tensor of the graph of a model, or inside of one of its layers.
+    """
+    if isinstance(tensor, InnerOutput):
+        layer = tensor.layer
+    else:  # Symbolic tensors of no graph have no history.
+        history = getattr(tensor, "_keras_history", None)
+        layer = None if history is None else history.operation
+    if not isinstance(layer, keras.layers.Layer):
+        return lambda: None
+    name = "_set_mask_metadata"
+    if layer not in _mask_keepers:
+        put_masks = layer._set_mask_metadata
+
+        def put_and_keep(inputs, outputs, previous_mask):
+            put_masks(inputs, outputs, previous_mask)
+            for x in keras.tree.flatten(outputs):
+                set_tensor_attr(x, _KEPT_MASK, get_keras_mask(x))
+
+        _mask_keepers[layer] = 0
+        vars(layer)[name] = put_and_keep
+    _mask_keepers[layer] += 1
+
+    def undo():
+        _mask_keepers[layer] -= 1
+        if _mask_keepers[layer] == 0:
+            del _mask_keepers[layer], vars(layer)[name]
+
+    return undo
+
+
+def kept_mask(tensor: Any) -> Any:
+    """The mask of a tensor, even if a later layer has removed it, or None."""
+    kept = get_tensor_attr(tensor, _KEPT_MASK)
+    return get_keras_mask(tensor) if kept is None else kept
 
 
 def find_layers(

@@ -257,6 +257,22 @@ class HiddenStateRegularization(keras.layers.Layer):
         """Whether the layer needs to know how many steps it has trained."""
         return any(callable(value) for value in self.settings.values())
 
+    def __call__(
+        self,
+        hidden_states: Tensor | list[Tensor],
+        mask: Tensor | list[Tensor | None] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        states = as_list(hidden_states)
+        is_symbolic = any(isinstance(x, keras.KerasTensor) for x in states)
+        if is_symbolic:
+            for state in states:
+                keras_private.keep_masks(state)
+        elif mask is None:
+            mask = [keras_private.kept_mask(x) for x in states]
+            self._warn_of_lost_masks(states, mask)
+        return super().__call__(hidden_states, mask=mask, **kwargs)
+
     def call(
         self,
         hidden_states: Tensor | list[Tensor],
@@ -344,6 +360,20 @@ class HiddenStateRegularization(keras.layers.Layer):
                 "Give `call` of the model a `training` argument, "
                 "`def call(self, inputs, training=None)`, and pass it on to "
                 f"{call}."
+            )
+
+    def _warn_of_lost_masks(self, states, masks):
+        shapes = [tuple(x.shape)[:-1] for x in states]
+        masked = [shapes[i] for i, x in enumerate(masks) if x is not None]
+        lost = [
+            i for i, x in enumerate(masks) if x is None and shapes[i] in masked
+        ]
+        if lost:
+            self._warn(
+                f"counts all tokens of the hidden states {lost}, counted from "
+                "0: they have lost the Keras masks that others still have. "
+                "Layers such as `MultiHeadAttention` remove the masks of their "
+                "inputs. Call this layer with `mask`."
             )
 
     def _warn_of_rest(self):
