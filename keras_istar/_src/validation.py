@@ -70,6 +70,22 @@ def check_schedule(
     return check(name, number)
 
 
+def sampled_values(name: str, value: Any) -> list[tuple[float, float]]:
+    """Steps and the values there: of a number at step 0, of a schedule at some.
+
+    The first value of a schedule is checked. At later steps, a schedule that
+    knows an end may raise.
+    """
+    if not callable(value):
+        return [(0.0, value)]
+    found = [(0.0, check_schedule(name, value, check_real))]
+    with contextlib.suppress(Exception):
+        for power in range(7):
+            step = 10.0**power
+            found.append((step, float(value(ops.convert_to_tensor(step)))))
+    return found
+
+
 def check_fraction(name: str, value: Any) -> float:
     """Returns `value` as a float; raises unless it is in [0, 1]."""
     if not 0 <= check_real(name, value) <= 1:

@@ -307,6 +307,11 @@ ERRORS = [
         "Received: 1.5 in layers",
     ),
     (
+        np.int64(3),
+        "`layers` must hold indices from -3 to 2, the model has 3 blocks. "
+        "Received: 3 in layers",
+    ),
+    (
         [],
         "`layers` must be 'all', an index, a name such as `layer.name`, or a "
         "list of indices and names. Received: layers=[]",

@@ -139,6 +139,12 @@ def test_output_of_a_text_embedder(rng):
         keras_istar.attach(_tokens_out(), "output")
 
 
+def test_scores_of_classes_are_no_embedding(tiny_classifier):
+    with pytest.warns(UserWarning, match="the scores of the 2 classes"):
+        layer = keras_istar.attach(tiny_classifier(), "output", strength=1.0)
+    assert "output  (batch, 2)" in str(layer)
+
+
 def _tokens_out():
     inputs = keras.Input((5, 3))
     return keras.Model(inputs, keras.layers.Dense(4)(inputs))

@@ -301,7 +301,9 @@ def test_model_without_the_layer(data):
         _fit(model, data, [_callback(data[0])])
     assert str(error.value) == (
         "`IStarCallback` needs a model with an `IStarRegularization` layer; "
-        "call `keras_istar.attach(model)` first. "
+        "call `keras_istar.attach(model)` first, on the model that is fitted: "
+        "one made from the tensors of an attached model does not call its "
+        "layer. "
         f"Received: model={model.name!r}"
     )
 

@@ -143,7 +143,10 @@ class Flatten(keras.callbacks.Callback):
     [
         (None, "A lower learning rate"),
         ({"strength": -1.0}, "The strength is -1: use a `target`"),
-        ({"target": 0.9}, "Use a higher `target`"),
+        ({"strength": 0.0}, "The strength is 0, so this is what training"),
+        ({"strength": 1.0}, "The strength is 1, so this is what training"),
+        ({"target": 0.0}, "Use a higher `target`"),
+        ({"target": 0.9}, "is already below the target, 0.9: use a lower"),
     ],
 )
 def test_collapse_is_announced_once(data, options, advice):

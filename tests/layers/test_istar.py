@@ -394,6 +394,17 @@ def test_layer_called_by_hand_says_so_and_names_schedules(rng):
     )
 
 
+def test_description_shows_arguments_that_are_not_the_usual_ones():
+    layer = keras_istar.IStarRegularization(
+        target=0.3, per_layer=True, momentum=0.8, max_tokens=500, sync=False
+    )
+    assert str(layer).endswith(
+        "target=0.3, per_layer=True, momentum=0.8, max_tokens=500, sync=False"
+    )
+    for usual in ({"target": 0.3}, {"strength": -1.0}):
+        assert "momentum" not in str(keras_istar.IStarRegularization(**usual))
+
+
 def test_covariances_of_layers_are_one_for_each(rng):
     layer = keras_istar.IStarRegularization(1.0, per_layer=True)
     layer(_states(rng, count=2))

@@ -369,6 +369,10 @@ REFUSED = {
         {"target": 0.5, "strength": lambda step: step - 1.0},
         "strength",
     ),
+    "schedule that falls below 0": (
+        {"target": 0.5, "strength": lambda step: 5.0 - 0.1 * step},
+        "strength",
+    ),
     "relative to nothing": ({"relative": True}, "relative"),
     "centered layers": ({"centered": True, "per_layer": True}, "centered"),
     "schedule of text": ({"target": lambda step: "half"}, "target"),
@@ -383,6 +387,16 @@ REFUSED = {
 def test_wrong_targets_are_refused(options, name):
     with pytest.raises(ValueError, match=f"`{name}` (must|can)"):
         keras_istar.IStarRegularization(**options)
+
+
+def test_a_schedule_may_know_an_end():
+    def strength(step):
+        if float(step) > 50:
+            raise IndexError
+        return 2.0
+
+    layer = keras_istar.IStarRegularization(strength=strength, target=0.5)
+    assert layer.strength is strength
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])

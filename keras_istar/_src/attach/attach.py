@@ -109,7 +109,8 @@ def attach(
             comes last: `"bert/sequence_output"`. `"output"` is what the model
             itself returns, if that is one embedding of each example,
             `(batch, dim)`, and no layer has this name.
-        strength: The paper's λ, see `IStarRegularization`.
+        strength: The paper's λ, see `IStarRegularization`. Without a `target`,
+            it takes the place of the default target.
         shrinkage: The paper's ζ, see `IStarRegularization`.
         momentum: See `IStarRegularization`.
         mask: Which tokens count: None to find out; the name of an input,

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import numbers
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -172,7 +173,19 @@ def _own_output(model, mask):
             model.name, (_OUTPUT,), (tuple(output.shape),), ("none, one each",)
         ),
         bool(model.trainable_weights),
-        (),
+        _warnings_of_scores(model),
+    )
+
+
+def _warnings_of_scores(model):
+    """What to say of the output of a classifier of KerasHub."""
+    classes = getattr(model, "num_classes", None)
+    if classes is None:
+        return ()
+    return (
+        f"`layers='output'` takes the scores of the {classes} classes that "
+        f"{model.name!r} returns, which are no embedding: name a layer before "
+        "its head.",
     )
 
 
@@ -278,7 +291,7 @@ def _choose(root, items, layers, line):
 
 def _parse(layers):
     """Splits each item into a prefix of names and an index or name."""
-    items = [layers] if isinstance(layers, (str, int)) else layers
+    items = [layers] if isinstance(layers, (str, numbers.Integral)) else layers
     if isinstance(items, bytes) or not isinstance(items, Sequence) or not items:
         raise ValueError(
             "`layers` must be 'all', an index, a name such as `layer.name`, or "
@@ -286,6 +299,8 @@ def _parse(layers):
         )
     parsed: list[tuple[tuple[str, ...], int | str]] = []
     for item in items:
+        if isinstance(item, numbers.Integral) and not isinstance(item, bool):
+            item = int(item)  # NumPy's integers print as no index does.
         if isinstance(item, bool) or not isinstance(item, (int, str)):
             raise ValueError(
                 "`layers` must hold indices and names of layers, such as "

@@ -37,10 +37,10 @@ class IStarCallback(IsotropyMonitor):
     and so on, by the index of the block or the name of the layer. They also
     receive `between_layers`, see `IsotropyMonitor`. If the union collapses, a
     warning says so once. `History` sees all of this, and so do callbacks that
-    come later in the list, so put this one first:
-    `callbacks=[IStarCallback(...), EarlyStopping("isoscore_union")]`. A layer
-    of `strength=0` only logs: attach it beside another regularizer, or to a
-    model that has none, to see the isotropy of that training.
+    come later in the list. So put this one first, and `EarlyStopping(
+    "isoscore_union", mode="max")` or others after it. A layer of `strength=0`
+    only logs: attach it beside another regularizer, or to a model that has
+    none, to see the isotropy of that training.
 
     An estimate that is not finite causes a warning and is not used; the last
     good Σ_S stays. Put `TerminateOnNaN(raise_error=True)` before the callbacks
@@ -169,7 +169,9 @@ class IStarCallback(IsotropyMonitor):
         if not layers:
             raise ValueError(
                 "`IStarCallback` needs a model with an `IStarRegularization` "
-                "layer; call `keras_istar.attach(model)` first. "
+                "layer; call `keras_istar.attach(model)` first, on the model "
+                "that is fitted: one made from the tensors of an attached "
+                "model does not call its layer. "
                 f"Received: model={self.model.name!r}"
             )
         name_logs(self.model)
@@ -255,11 +257,24 @@ class IStarCallback(IsotropyMonitor):
             target,
         )
 
-    def _remedy(self, layer):
-        if layer.target is None:
+    def _remedy(self, layer, score):
+        numbers = layer.numbers_in_force()
+        strength = numbers["strength"]
+        if layer.target is None and strength < 0:
             return (
-                f"The strength is {layer.value_in_force('strength'):g}: use a "
-                "`target`, which does not push beyond itself, or a strength "
-                "nearer to 0."
+                f"The strength is {strength:g}: use a `target`, which does not "
+                "push beyond itself, or a strength nearer to 0."
+            )
+        if strength == 0 or layer.target is None:
+            return (
+                f"The strength is {strength:g}, so this is what training "
+                "itself does: a lower learning rate, or a `target`, helps."
+            )
+        target = numbers.get("target", numbers.get("target_low", 0.0))
+        if score < target:
+            return (
+                f"The IsoScore of their union, {score:.2g}, is already below "
+                f"the target, {target:.2g}: use a lower learning rate, or "
+                f"another `strength` than {strength:g}."
             )
         return "Use a higher `target`, or a lower learning rate."

@@ -294,20 +294,21 @@ class IsotropyMonitor(keras.callbacks.Callback):
         if self._said_collapse:
             return
         start = self._start[layer]
-        for name, value in _signs_of_collapse(states).items():
+        signs = _signs_of_collapse(states)
+        for name, value in signs.items():
             if value < _COLLAPSED * start.get(name, 0.0):
                 self._said_collapse = True
                 warnings.warn(
                     f"The hidden states of {self.model.name!r} are collapsing: "
                     f"the {_SIGNS_OF_COLLAPSE[name]} of their union is "
                     f"{value:.2g}, it was {start[name]:.2g} at the start of "
-                    f"training. {self._remedy(layer)} "
+                    f"training. {self._remedy(layer, signs['isoscore'])} "
                     f"{validation.see_guide('what-the-logs-say')}",
                     stacklevel=2,
                 )
                 return
 
-    def _remedy(self, layer) -> str:
+    def _remedy(self, layer, score: float) -> str:
         return "A lower learning rate, or a regularizer with a target, helps."
 
     def _report_count(self, count):

@@ -95,8 +95,8 @@ def check_data(model: keras.Model, data: Any) -> None:
 def _not_what_fit_takes(data):
     return ValueError(
         "`data` must be what the model's `fit` takes as `x`: arrays, "
-        "nested tuples or dicts of them, a dataset, or strings if the "
-        "model is a KerasHub task. "
+        "nested tuples or dicts of them, a dataset, or a list of strings if "
+        "the model is a KerasHub task. "
         f"Received: data of type {type(data).__name__}"
     )
 

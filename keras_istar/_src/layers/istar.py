@@ -42,6 +42,15 @@ _FIXED = (
     "per_layer",
     "centered",
 )
+# Values of arguments that the description of a layer leaves out.
+_USUAL: dict[str, Any] = {
+    "relative": False,
+    "per_layer": False,
+    "centered": False,
+    "momentum": None,
+    "max_tokens": None,
+    "sync": True,
+}
 # The momentum of Σ_S with a target, unless one is given. The target holds the
 # score of Σ_S, which must not lag behind the model: with 0.99 models collapsed.
 _MOMENTUM_OF_TARGET = 0.9
@@ -307,15 +316,17 @@ class IStarRegularization(HiddenStateRegularization):
                     "`target` must be a number or a pair for a layer of one "
                     f"cloud. Received: target={target!r:.200}"
                 )
-        if callable(strength):  # Its first value says which way it pushes.
-            strength = validation.check_schedule(
-                "strength", strength, validation.check_real
-            )
-        if target is not None and strength < 0:
-            raise ValueError(
-                "`strength` must be at least 0 with a `target`, which is "
-                f"approached from both sides. Received: strength={strength!r}"
-            )
+        if target is None:
+            return
+        for step, value in validation.sampled_values("strength", strength):
+            if value < 0:
+                at_step = f", which is {value:g} at step {step:g}"
+                raise ValueError(
+                    "`strength` must be at least 0 with a `target`, which is "
+                    "approached from both sides. "
+                    f"Received: strength={strength!r:.200}"
+                    f"{at_step if callable(strength) else ''}"
+                )
 
     def setting_values(self, name: str) -> Any:
         if name == "target":
@@ -434,8 +445,14 @@ class IStarRegularization(HiddenStateRegularization):
 
     def describe(self) -> str:
         first, *rest = super().describe().splitlines()
-        flags = ("relative", "per_layer", "centered")
-        chosen = [f"{name}=True" for name in flags if getattr(self, name)]
+        usual = dict(_USUAL)
+        if self.target is not None:
+            usual["momentum"] = _MOMENTUM_OF_TARGET
+        chosen = [
+            f"{name}={getattr(self, name)}"
+            for name, value in usual.items()
+            if getattr(self, name) != value
+        ]
         return "\n".join([", ".join([first, *chosen]), *rest])
 
     def numbers_in_force(self) -> dict[str, float]:
