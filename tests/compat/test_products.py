@@ -24,6 +24,7 @@ UNIT = {"float32": 2.0**-24, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 LOSS_SCALE = 2.0**10
 SHRINKAGE = 0.2
 
+on_torch = pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch alone")
 on_jax = pytest.mark.skipif(BACKEND != "jax", reason="reads programs of JAX")
 narrow_or_not = pytest.mark.parametrize("dtype", UNIT)
 
@@ -213,3 +214,61 @@ def test_second_derivative_knows_that_the_mean_moves(gpu, rng, dtype):
     expected = expected @ (weights + weights.T)
     error = np.linalg.norm(found - expected)
     assert error <= 8 * UNIT[dtype] * np.linalg.norm(expected) + 1e-4
+
+
+@on_torch
+@pytest.mark.parametrize("number", [1, 6])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_gpu_waits_for_no_number_of_the_host(gpu, rng, number, is_masked):
+    """PyTorch waits for all that a GPU has to do before it copies a number."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names = []
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    states, mask = _states(rng, "float32", 0.0)
+    states = [x.requires_grad_() for x in ops.unstack(states)[:number]]
+    mask = ops.convert_to_tensor(mask) if is_masked else None
+    penalty = _penalty(states, mask)
+    with Operations():
+        torch.autograd.grad(penalty(states), states)
+    assert "aten.mm.default" in names
+    waits = ("lift_fresh", "_local_scalar_dense")  # Of a number, and for one.
+    assert not [x for x in names if any(wait in x for wait in waits)]
+
+
+@on_torch
+@pytest.mark.parametrize("shape", [(3, 40, 6), (1, 6), (40, 6)])
+def test_float32_numbers_as_two_bfloat16_ones(monkeypatch, rng, shape):
+    """Three products of halves: 16 bits of each operand, sums in float32."""
+    monkeypatch.setattr(products, "_torch_splits", lambda x: True)
+    monkeypatch.setattr(
+        products,
+        "_torch_widening_product",  # CPUs have none.
+        lambda a, b: a.float() @ b.float(),
+    )
+    vectors = rng.normal(size=shape) * np.geomspace(0.01, 100.0, 6)
+    matrix = rng.normal(size=(6, 6))
+    rows = vectors.reshape(-1, 6)
+    given = ops.cast(vectors, "float32")
+    for found, expected in (
+        (products.sum_of_outer_products(given), rows.T @ rows),
+        (
+            products.matmul(given, ops.cast(matrix, "float32")),
+            vectors @ matrix,
+        ),
+    ):
+        assert str(found.dtype) == "torch.float32"
+        assert tuple(found.shape) == expected.shape
+        error = np.linalg.norm(_float64(found) - expected)
+        size = np.linalg.norm(rows) * max(
+            np.linalg.norm(rows), np.linalg.norm(matrix)
+        )
+        # Rounding of the next bits, twice, and the product of these.
+        assert error <= 3 * 2.0**-16 * size
+        assert error <= 2.0**-14 * np.linalg.norm(expected)

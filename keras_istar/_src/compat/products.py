@@ -1,6 +1,5 @@
 """Matrix products in the types that accelerators multiply fast."""
 
-import functools
 from typing import Any
 
 import keras
@@ -48,6 +47,8 @@ def sum_of_outer_products(vectors: Tensor) -> Tensor:
         return numpy.tensordot(
             vectors, vectors, (axes, axes), **_jax_options(vectors)
         )
+    if keras.backend.backend() == "torch":
+        return _torch_sum_of_outer_products(vectors)
     flat = vectors
     if len(vectors.shape) > 2:
         flat = ops.reshape(vectors, (-1, vectors.shape[-1]))
@@ -123,39 +124,72 @@ def _jax_options(x):
 
 
 def _torch_matmul(a, b):
-    shape = *a.shape[:-1], b.shape[-1]
-    return _torch_product(a.flatten(0, -2), b).reshape(shape)
-
-
-def _torch_product(a, b):
     import torch
 
-    if torch.is_grad_enabled() or not (a.is_cuda and _torch_widens()):
-        # Autodiff would differentiate the rounding as well.
+    rows = a.flatten(0, -2)
+    if not _torch_splits(a):
         wide = torch.promote_types(a.dtype, torch.float32)
-        return torch.matmul(a.to(wide), b.to(wide))
-    if a.dtype == torch.float32:
+        product = torch.matmul(rows.to(wide), b.to(wide))
+    elif a.dtype == torch.bfloat16:
+        product = _torch_widening_product(rows, b)
+    else:
         # The three passes of JAX's `precision="high"` in one product. PyTorch
         # can choose TF32 only for the whole program.
-        (a, a_rest), (b, b_rest) = _torch_halves(a), _torch_halves(b)
-        a = torch.cat([a, a, a_rest], dim=1)
-        b = torch.cat([b, b_rest, b])
-    if a.dtype == torch.bfloat16:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return torch.matmul(a, b)
+        leading, rest = _torch_halves(b).chunk(2, dim=1)
+        product = _torch_widening_product(
+            _torch_halves(rows, copies=2), torch.cat([leading, rest, leading])
+        )
+    return product.reshape(*a.shape[:-1], b.shape[-1])
 
 
-def _torch_halves(x):
-    """The leading bits of float32 numbers, and the next, as bfloat16."""
+def _torch_sum_of_outer_products(vectors):
     import torch
 
-    leading = x.to(torch.bfloat16)
-    return leading, (x - leading).to(torch.bfloat16)
+    rows = vectors.flatten(0, -2)
+    if rows.dtype != torch.float32 or not _torch_splits(rows):
+        return _torch_matmul(rows.T, rows)
+    # The same three passes, of which two are the transposes of each other.
+    halves = _torch_halves(rows)
+    leading, _ = halves.chunk(2, dim=1)
+    square, cross = _torch_widening_product(leading.T, halves).chunk(2, dim=1)
+    return square + cross + cross.T
 
 
-@functools.cache
-def _torch_widens():
-    """Whether this PyTorch can multiply bfloat16 into float32."""
+def _torch_splits(x):
+    """Whether to multiply numbers as bfloat16 ones, which GPUs do fast."""
     import torch
 
-    return hasattr(torch.ops.aten.mm, "dtype")
+    # Autodiff would differentiate the rounding as well.
+    return (
+        x.is_cuda
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and not torch.is_grad_enabled()
+        and hasattr(torch.ops.aten.mm, "dtype")  # It can widen the product.
+    )
+
+
+def _torch_widening_product(a, b):
+    import torch
+
+    return torch.mm(a, b, out_dtype=torch.float32)
+
+
+def _torch_halves(x, copies=1):
+    """Leading bits of float32 numbers, and the next ones, as bfloat16.
+
+    Args:
+        x: `(rows, dim)`.
+        copies: How often to write the leading bits.
+
+    Returns:
+        Tensor of shape `(rows, (copies + 1) * dim)`, the next bits last.
+    """
+    import torch
+
+    rows, dim = x.shape
+    halves = x.new_empty((rows, (copies + 1) * dim), dtype=torch.bfloat16)
+    *all_leading, rest = halves.chunk(copies + 1, dim=1)
+    for leading in all_leading:
+        leading.copy_(x)
+    torch.sub(x, all_leading[0], out=rest)
+    return halves

@@ -5,6 +5,7 @@ and replicas are all joined by `combine`.
 """
 
 import functools
+import math
 from typing import Any
 from typing import NamedTuple
 
@@ -33,7 +34,8 @@ def moments_dtype(dtype: Any) -> str:
 def _zero_masked(values, weights):
     if weights is None:
         return values
-    return ops.where(weights[..., None] > 0, values, 0.0)
+    zero = ops.zeros((), values.dtype)  # PyTorch would copy a number to a GPU.
+    return ops.where(weights[..., None] > 0, values, zero)
 
 
 def _joined(states, at_once):
@@ -264,15 +266,15 @@ def union_moments(
         `Moments` of all their tokens.
     """
     flat = [flatten_tokens(*pair) for pair in zip(states, masks, strict=True)]
-    counts = [_count(*tokens) for tokens in flat]
-    if centered:
-        totals = [_total(*tokens) for tokens in flat]
-    else:
-        joined = _joined(flat, states_at_once)
-        totals = [_add([_total(*tokens) for _, *tokens in joined])]
-        counts = [_add(counts)]
+    parts = flat
+    if not centered:
+        parts = [tokens for _, *tokens in _joined(flat, states_at_once)]
+    counts = [_count(*tokens) for tokens in parts]
+    totals = [_total(*tokens) for tokens in parts]
+    if not centered:
+        counts, totals = [_add(counts)], [_add(totals)]
     counts = ops.stack(counts)
-    per_token = 1.0 / ops.maximum(counts, 1.0)[:, None]
+    per_token = 1.0 / at_least_one(counts)[:, None]
     means = ops.stack(totals) * per_token
     centers = ops.stop_gradient(means)
     tokens, weights = zip(*flat, strict=True)
@@ -297,7 +299,7 @@ def token_center(hidden_states: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the unmasked tokens to rounding, `(dim,)`, as a constant."""
     tokens = flatten_tokens(hidden_states, mask)
     total = _total(*tokens)
-    return ops.stop_gradient(total / ops.maximum(_count(*tokens), 1.0))
+    return ops.stop_gradient(total / at_least_one(_count(*tokens)))
 
 
 def flatten_tokens(
@@ -367,7 +369,7 @@ def merge(
     means = ops.where(
         counts[:, None] > 0, (centers - center) + offsets, 0.0
     )  # about `center`
-    offset = ops.sum(counts[:, None] * means, axis=0) / ops.maximum(count, 1.0)
+    offset = ops.sum(counts[:, None] * means, axis=0) / at_least_one(count)
     spread = ops.sqrt(counts)[:, None] * (means - offset)
     between = matmul(ops.transpose(spread), spread)
     return Moments(count, center, offset, scatter + between)
@@ -436,7 +438,7 @@ def to_float32(moments: Moments) -> Moments:
 
 def covariance(moments: Moments) -> Tensor:
     """Unbiased covariance `(dim, dim)`; zero for fewer than two tokens."""
-    return moments.scatter / ops.maximum(moments.count - 1.0, 1.0)
+    return moments.scatter / at_least_one(moments.count - 1.0)
 
 
 def shrink(covariance: Tensor, target: Tensor, shrinkage: Tensor) -> Tensor:
@@ -452,6 +454,17 @@ def scaled_identity(covariance: Tensor) -> Tensor:
 
 
 def _count(tokens, weights):
-    if weights is None:
-        return ops.cast(ops.shape(tokens)[0], moments_dtype(tokens.dtype))
-    return ops.sum(weights)
+    if weights is not None:
+        return ops.sum(weights)
+    number, dtype = (
+        math.prod(ops.shape(tokens)[:-1]),
+        moments_dtype(tokens.dtype),
+    )
+    if isinstance(number, int):  # On a GPU, PyTorch waits for a cast number.
+        return number * ops.ones((), dtype)
+    return ops.cast(number, dtype)
+
+
+def at_least_one(values: Tensor) -> Tensor:
+    """The larger of each value and 1."""
+    return ops.maximum(values, ops.ones_like(values))
