@@ -15,7 +15,7 @@ from keras_istar._src.compat import keras_private
 # What keras_private relies on. Keras documents none of it.
 LAYER = """_layers _losses _inbound_nodes _outbound_nodes _remat_mode _tracker
     _flatten_layers _get_call_context _call_context_args
-    _called"""
+    _called _set_mask_metadata"""
 MODEL = """_inputs _outputs _inputs_struct _outputs_struct _nodes
     _nodes_by_depth _operations _operations_by_depth
     train_function test_function predict_function
@@ -24,6 +24,8 @@ NODE = "operation arguments input_tensors outputs is_input"
 MODULES = {
     "keras.src.backend": """compute_output_spec get_keras_mask
         get_stateless_scope in_stateless_scope""",
+    "keras.src.backend.common.tensor_attributes": """get_tensor_attr
+        set_tensor_attr""",
     "keras.src.models.functional": "Functional",
 }
 PYTORCH = {"_modules"}  # Looked up with a default.

@@ -46,7 +46,7 @@ except ImportError as e:
     ) from e
 
 _BELOW_OUTPUTS = -1  # Outputs are at depth 0.
-_KEPT_MASK = "_keras_istar_mask"  # Attribute of tensors.
+_KEPT_MASK = "keras_istar_mask"  # Attribute of tensors.
 
 # Attributes that make up the graph of a Functional model.
 _GRAPH = tuple(

@@ -81,8 +81,10 @@ class TrainingMean(keras.metrics.Mean):
 
     def record(self, value: Tensor, is_new_step: bool = True) -> None:
         """Adds a value; values of one step add up."""
-        self.total.assign(self.total.value + ops.cast(value, self.dtype))
-        self.count.assign(self.count.value + float(is_new_step))
+        self.total.assign(self.total + ops.cast(value, self.dtype))
+        # With `self.count + 1.0`, PyTorch would copy the number to a GPU.
+        count = ops.cast(self.count.value, self.dtype)
+        self.count.assign(count + float(is_new_step))
         self.is_training = True
 
     def reset_state(self) -> None:
