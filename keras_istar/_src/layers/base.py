@@ -270,7 +270,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         if is_symbolic:
             for state in states:
                 keras_private.keep_masks(state)
-        elif mask is None:
+        elif mask is None and all(hasattr(x, "shape") for x in states):
             mask = [keras_private.kept_mask(x) for x in states]
             self._warn_of_lost_masks(states, mask)
         return super().__call__(hidden_states, mask=mask, **kwargs)
