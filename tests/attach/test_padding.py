@@ -284,6 +284,143 @@ def test_masks_of_states_that_are_given_by_hand(ids, tmp_path):
         assert float(x.losses[-1]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_layer_that_returns_its_input_has_the_mask_of_that(ids):
+    """In inference, dropout returns what attention has since looked at."""
+    inputs = keras.Input((LENGTH,), dtype="int32", name="token_ids")
+    x = keras.layers.Embedding(9, 4, mask_zero=True, name="embedding")(inputs)
+    y = keras.layers.MultiHeadAttention(2, 2)(x, x)
+    late = keras.layers.Dropout(0.5, name="late")(x)
+    y = keras.layers.Dense(4)(keras.layers.Dense(4)(y))
+    model = _finish(inputs, keras.layers.Add()([late, y]))
+    names = ["embedding", "late"]
+    report = keras_istar.measure(
+        model, {"token_ids": ids}, names, measures=["mean_norm"], verbose=0
+    )
+    assert [row.tokens for row in report.rows[:2]] == [np.sum(ids != 0)] * 2
+
+
+class _Eager(keras.layers.Layer):
+    """Cannot be run symbolically, but on PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+
+    def call(self, x):
+        ops.convert_to_numpy(x)
+        return x
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="PyTorch is always eager"
+)
+def test_what_is_said_if_the_model_cannot_be_looked_at():
+    inputs, states = _attention()
+    x = keras.layers.Dense(1)(_Eager()(states[-1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = keras_istar.attach(
+            keras.Model(inputs, x), ATTENTION, strength=1.0
+        )
+    assert layer.attachment.masks == ("Keras masks, if any",) * 3
+
+
+class _AddsLoss(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.supports_masking = True
+
+    def call(self, x):
+        self.add_loss(ops.mean(x))
+        return x
+
+
+def test_looking_for_masks_changes_nothing(ids):
+    inputs, states = _attention()
+    x = keras.layers.BatchNormalization()(_AddsLoss()(states[-1]))
+    model = _finish(inputs, keras.layers.Dropout(0.5)(x))
+    x = {"token_ids": ids}
+    model(x, training=True)
+    first = keras_istar.attach(model, ATTENTION, strength=1.0)
+    keras_istar.measure(model, x, ATTENTION, measures=["mean_norm"], verbose=0)
+    model(x, training=True)
+    before = [ops.convert_to_numpy(v) for v in model.non_trainable_variables]
+    losses = [float(loss) for loss in model.losses]
+    assert len(losses) == 2
+    cosine = keras_istar.CosineRegularization(0.0)
+    keras_istar.attach_regularizer(model, cosine, ATTENTION)
+    assert [float(loss) for loss in model.losses] == losses
+    after = [ops.convert_to_numpy(v) for v in model.non_trainable_variables]
+    for value in before:
+        assert any(np.array_equal(value, other) for other in after)
+    # The first layer can still give its one warning.
+    for layer in model.layers:
+        layer.trainable = False
+    with pytest.warns(UserWarning, match="trains nothing"):
+        model.compile("sgd", "mse")
+        model.fit(x, np.zeros((8, 1)), verbose=0)
+    assert first.attachment.masks == ("its Keras mask",) * 3
+
+
+def test_masks_that_are_lost_before_a_call_by_hand(ids):
+    inputs, states = _attention(adds=True)
+    model = _finish(inputs, keras_istar.IStarRegularization(1.0)(states))
+    with pytest.warns(UserWarning, match=r"hidden states \[0, 1, 2\]"):
+        model({"token_ids": ids}, training=True)
+
+
+def test_the_mask_of_a_nested_model_that_is_given_by_hand(ids):
+    encoder = keras.Sequential(
+        [
+            keras.Input((LENGTH,), dtype="int32"),
+            keras.layers.Embedding(9, 4, mask_zero=True),
+            keras.layers.Dense(4),
+        ]
+    )
+    inputs = keras.Input((LENGTH,), dtype="int32", name="token_ids")
+    x = encoder(inputs)
+    attended = keras.layers.MultiHeadAttention(2, 2)(x, x)
+    x = attended + keras_istar.IStarRegularization(1.0)(x)
+    model = _finish(inputs, x)
+    model({"token_ids": ids}, training=True)
+    states = ops.convert_to_numpy(encoder(ids))
+    points = oracle.unmasked([states], [ids != 0])
+    assert float(model.losses[-1]) == pytest.approx(
+        oracle.penalty(points, 1.0), abs=1e-5
+    )
+
+
+class _Labelled(keras_istar.HiddenStateRegularization):
+    """Has arguments of its own before `mask`, or no `mask` at all."""
+
+    def measure(self, hidden_states, masks):
+        self.masks = masks
+        return ops.mean(hidden_states[0])
+
+    def loss(self, measure):
+        return measure
+
+    def call(self, hidden_states, labels=None, mask=None, training=None):
+        self.labels = labels
+        return super().call(hidden_states, mask=mask, training=training)
+
+
+class _WithoutMask(_Labelled):
+    def call(self, hidden_states, training=None):
+        return super().call(hidden_states, training=training)
+
+
+def test_regularizers_with_other_arguments(ids):
+    x, labels = np.ones((2, 4, 3), "float32"), np.ones((2, 4), "int32")
+    labelled = _Labelled(1.0)
+    labelled(x, labels, training=True)
+    assert labelled.labels is not None and labelled.masks == [None]
+    _WithoutMask(1.0)(x, training=True)
+
+
 def test_masks_that_are_lost_in_a_call_by_hand(ids):
     """Of a subclassed model, no graph tells which layers make the states."""
     layer = keras_istar.IStarRegularization(1.0)
@@ -303,6 +440,8 @@ def test_masks_that_are_lost_in_a_call_by_hand(ids):
         warnings.simplefilter("error")
         layer = keras_istar.IStarRegularization(1.0)
         run(mask=ids != 0)
+        # Another sequence has tokens of its own.
+        layer([embedding(ids), ops.ones((8, LENGTH + 1, 4))], training=True)
 
 
 @pytest.mark.parametrize("length", [None, LENGTH])

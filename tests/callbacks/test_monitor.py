@@ -147,6 +147,7 @@ class Flatten(keras.callbacks.Callback):
         ({"strength": 1.0}, "The strength is 1, so this is what training"),
         ({"target": 0.0}, "Use a higher `target`"),
         ({"target": 0.9}, "is already below the target, 0.9: use a lower"),
+        ({"target": 0.9, "per_layer": True}, "Use a higher `target`"),
     ],
 )
 def test_collapse_is_announced_once(data, options, advice):

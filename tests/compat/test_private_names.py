@@ -13,8 +13,8 @@ from keras_istar._src.compat import custom_gradients
 from keras_istar._src.compat import keras_private
 
 # What keras_private relies on. Keras documents none of it.
-LAYER = """_layers _losses _inbound_nodes _outbound_nodes _remat_mode _tracker
-    _flatten_layers _get_call_context _call_context_args
+LAYER = """_layers _losses _loss_ids _inbound_nodes _outbound_nodes _remat_mode
+    _tracker _flatten_layers _get_call_context _call_context_args
     _called _set_mask_metadata"""
 MODEL = """_inputs _outputs _inputs_struct _outputs_struct _nodes
     _nodes_by_depth _operations _operations_by_depth

@@ -37,9 +37,11 @@ def gpu(monkeypatch):
     monkeypatch.setattr(products, "is_on_gpu", lambda tokens: ON_GPU)
 
 
-def _penalty(states, mask=None):
+def _penalty(states, mask=None, **options):
     """The penalty of states like these, as a function of them."""
-    layer = keras_istar.IStarRegularization(LOSS_SCALE, shrinkage=SHRINKAGE)
+    layer = keras_istar.IStarRegularization(
+        LOSS_SCALE, shrinkage=SHRINKAGE, **options
+    )
     layer.build([x.shape for x in states])
 
     def penalty(states):
@@ -219,7 +221,14 @@ def test_second_derivative_knows_that_the_mean_moves(gpu, rng, dtype):
 @on_torch
 @pytest.mark.parametrize("number", [1, 6])
 @pytest.mark.parametrize("is_masked", [False, True])
-def test_a_gpu_waits_for_no_number_of_the_host(gpu, rng, number, is_masked):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"target": 0.75, "relative": True}],
+    ids=["penalty", "target"],
+)
+def test_a_gpu_waits_for_no_number_of_the_host(
+    gpu, rng, number, is_masked, options
+):
     """PyTorch waits for all that a GPU has to do before it copies a number."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -234,7 +243,8 @@ def test_a_gpu_waits_for_no_number_of_the_host(gpu, rng, number, is_masked):
     states, mask = _states(rng, "float32", 0.0)
     states = [x.requires_grad_() for x in ops.unstack(states)[:number]]
     mask = ops.convert_to_tensor(mask) if is_masked else None
-    penalty = _penalty(states, mask)
+    penalty = _penalty(states, mask, **options)
+    penalty(states)
     with Operations():
         torch.autograd.grad(penalty(states), states)
     assert "aten.mm.default" in names

@@ -270,3 +270,18 @@ def test_what_cannot_be_folded_is_refused(rng, case):
     with pytest.raises(ValueError, match="`fold` needs"):
         keras_istar.detach(model, fold=True)
     keras_istar.detach(model)  # It is still attached.
+
+
+def test_steps_are_counted_as_they_are_in_mixed_precision(rng):
+    """bfloat16 has no 257."""
+    layer = keras_istar.IsotropicBatchNormalization(dtype="mixed_bfloat16")
+    inputs = keras.Input((4,))
+    outputs = keras.layers.Dense(1, dtype="float32")(layer(inputs))
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x = rng.normal(size=(600, 4)).astype("float32")
+    model.fit(x, x[:, :1], batch_size=2, verbose=0)
+    (metric,) = layer.metrics
+    total, count = map(keras.ops.convert_to_numpy, metric.variables)
+    assert count == 300
+    assert 0 < total / count < 1

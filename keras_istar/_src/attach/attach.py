@@ -358,6 +358,8 @@ def _attach_layer(model, states: HiddenStates, name, layer, pooling, undo):
         places.append(slice(start, len(tensors)))
 
     def call(values, training):
+        if keras_private.is_symbolic_run():
+            return
         # In inference nothing is needed, and nothing may fail.
         if not training and current_recorder() is None:
             if isinstance(layer, HiddenStateRegularization):

@@ -116,10 +116,16 @@ def find_states(
             if padding.expects_mask(c.call, state):
                 expecting.append(name)
     tensors = _tensors(root, chosen, owner)
-    masked = []
+    masked, lacking = [], []
     if expecting:
-        masked = _masked(model, owner.model, names, tensors)
-    lacking = [name for name in expecting if name not in masked]
+        have_masks = keras_private.have_masks(owner.model, tensors, model)
+        if have_masks is None:  # Then what the graph says is the best guess.
+            may_have = [_may_have_mask(c.call, c.output) for c in chosen]
+            unmasked = _names_where(names, may_have, False)
+        else:
+            masked = _names_where(names, have_masks, True)
+            unmasked = _names_where(names, have_masks, False)
+        lacking = [name for name in expecting if name in unmasked]
     words = [
         _words_of(source, uses_keras_masks, name in masked, name in lacking)
         for name, source in zip(names, sources, strict=True)
@@ -637,12 +643,14 @@ def _lifted(source, scope, owner):
     return MaskSource(source.words, tensors, source.function)
 
 
-def _masked(model, owner, names, tensors):
-    """Names of the states that have Keras masks when `model` runs."""
-    have_masks = keras_private.have_masks(owner, tensors, model)
-    if have_masks is None:  # Then what the graph says is the best guess.
-        have_masks = [keras_private.keras_mask(x) is not None for x in tensors]
-    return [name for name, x in zip(names, have_masks, strict=True) if x]
+def _may_have_mask(call, output):
+    """Whether a state, or what a layer around it is given, has a mask."""
+    tensors = [call.outputs[output], *(call.inputs if call.is_inner else [])]
+    return any(keras_private.keras_mask(x) is not None for x in tensors)
+
+
+def _names_where(names, values, wanted):
+    return [name for name, x in zip(names, values, strict=True) if x is wanted]
 
 
 def _words_of(source, uses_keras_masks, is_masked, lacks_mask):

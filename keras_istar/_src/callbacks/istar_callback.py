@@ -271,7 +271,7 @@ class IStarCallback(IsotropyMonitor):
                 "itself does: a lower learning rate, or a `target`, helps."
             )
         target = numbers.get("target", numbers.get("target_low", 0.0))
-        if score < target:
+        if score < target and not layer.per_layer:
             return (
                 f"The IsoScore of their union, {score:.2g}, is already below "
                 f"the target, {target:.2g}: use a lower learning rate, or "

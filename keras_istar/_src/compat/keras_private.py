@@ -11,6 +11,7 @@ beside the outputs, see `keras_calls`; the node itself stays as it is.
 """
 
 import contextlib
+import contextvars
 import copy
 import inspect
 import threading
@@ -89,6 +90,9 @@ _attachments: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _shown_outputs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Layer -> its mode, and how often it has been suspended.
 _suspended_modes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_is_symbolic_run: contextvars.ContextVar[bool] = contextvars.ContextVar(
+    "keras_istar_is_symbolic_run", default=False
+)
 # Layer -> how often `keep_masks` was called for it.
 _mask_keepers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Stateless scope -> the layers that `is_called_again` has seen in it.
@@ -339,12 +343,17 @@ def _not_called(operation):
     """Lets layers forget, after this scope, that they were called in it."""
     is_layer = isinstance(operation, keras.layers.Layer)
     parts = operation._flatten_layers() if is_layer else []
-    called = [part._called for part in parts]
+    before = [
+        (part, part._called, list(part._losses), set(part._loss_ids))
+        for part in parts
+    ]
     try:
         yield
     finally:
-        for part, value in zip(parts, called, strict=True):
-            part._called = value
+        for part, called, losses, ids in before:
+            part._called = called
+            part._losses[:] = losses
+            part._loss_ids = ids
 
 
 def is_composite(layer: keras.layers.Layer) -> bool:
@@ -603,22 +612,28 @@ def run_graph(model: keras.Model) -> list[Any] | None:
             _graph_of(model)._outputs[:1],
             model,
         )
-        return seen if _can_run(model) else None
+        return seen if _can_run(model, training=True) else None
 
 
-def _can_run(model):
-    """Calls `model` in training, symbolically, if that can be done."""
+def _can_run(model, training):
+    """Calls `model` symbolically, if that can be done."""
+    is_running = _is_symbolic_run.set(True)
     try:
-        with _not_called(model), warnings.catch_warnings():
-            # Keras says what it thinks of masks when the model runs.
-            warnings.simplefilter("ignore")
+        with _not_called(model):
             compute_output_spec(
-                lambda inputs: model(inputs, training=True),
+                lambda inputs: model(inputs, training=training),
                 _graph_of(model)._inputs_struct,
             )
     except Exception:  # A user's `call` may raise anything.
         return False
+    finally:
+        _is_symbolic_run.reset(is_running)
     return True
+
+
+def is_symbolic_run() -> bool:
+    """Whether `run_graph` or `have_masks` calls a model."""
+    return _is_symbolic_run.get()
 
 
 def have_masks(
@@ -626,7 +641,7 @@ def have_masks(
     tensors: Sequence[keras.KerasTensor | InnerOutput],
     outer: keras.Model,
 ) -> list[bool] | None:
-    """Whether tensors have Keras masks when `outer` runs.
+    """Whether tensors have Keras masks when `outer` runs, in inference.
 
     The graph alone does not tell: layers that are called symbolically may have
     masks that they lose when they are run, and the other way around.
@@ -647,7 +662,10 @@ def have_masks(
 
     with contextlib.ExitStack() as undo:
         _call_below(undo, model, look, tensors, outer, masked=tensors)
-        can_run = _can_run(outer)
+        # Keras says what it thinks of masks when the user runs the model.
+        undo.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        can_run = _can_run(outer, training=False)
     return [*map(all, zip(*seen, strict=True))] if can_run and seen else None
 
 
@@ -1088,6 +1106,14 @@ def keep_masks(
         layer = None if history is None else history.operation
     if not isinstance(layer, keras.layers.Layer):
         return lambda: None
+    if is_functional(layer):  # Its masks are those of the layers in it.
+        inner = [keep_masks(x) for x in _graph_of(layer)._outputs]
+
+        def undo_all():
+            for undo_one in inner:
+                undo_one()
+
+        return undo_all
     name = "_set_mask_metadata"
     if layer not in _mask_keepers:
         put_masks = layer._set_mask_metadata
@@ -1095,7 +1121,9 @@ def keep_masks(
         def put_and_keep(inputs, outputs, previous_mask):
             put_masks(inputs, outputs, previous_mask)
             for x in keras.tree.flatten(outputs):
-                set_tensor_attr(x, _KEPT_MASK, get_keras_mask(x))
+                # A layer may return what another one has returned before.
+                if get_keras_mask(x) is not None:
+                    set_tensor_attr(x, _KEPT_MASK, get_keras_mask(x))
 
         _mask_keepers[layer] = 0
         vars(layer)[name] = put_and_keep

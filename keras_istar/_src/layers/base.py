@@ -1,6 +1,8 @@
 """The base class of regularizers: penalty, settings and logs of a layer."""
 
 import collections
+import functools
+import inspect
 import re
 import warnings
 import weakref
@@ -76,6 +78,26 @@ class TrainingMean(keras.metrics.Mean):
         super().__init__(name=name, dtype="float32")
         self.is_training = False
 
+    def add_variable(
+        self,
+        shape: tuple,
+        initializer: Any,
+        dtype: str | None = None,
+        aggregation: str = "sum",
+        name: str | None = None,
+    ) -> keras.Variable:
+        """As of any metric, but never cast to what a layer computes in."""
+        return keras.Variable(
+            initializer,
+            shape=shape,
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            aggregation=aggregation,
+            synchronization="on_read",
+            name=name,
+        )
+
     def update_state(self, *args: Any, **kwargs: Any) -> None:
         """Does nothing: train steps of users pass labels to every metric."""
 
@@ -83,8 +105,7 @@ class TrainingMean(keras.metrics.Mean):
         """Adds a value; values of one step add up."""
         self.total.assign(self.total + ops.cast(value, self.dtype))
         # With `self.count + 1.0`, PyTorch would copy the number to a GPU.
-        count = ops.cast(self.count.value, self.dtype)
-        self.count.assign(count + float(is_new_step))
+        self.count.assign(self.count.value + float(is_new_step))
         self.is_training = True
 
     def reset_state(self) -> None:
@@ -178,6 +199,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         self.supports_masking = True
         self._prefix = default_prefix(self)
         self._has_warned = False
+        self._expects_masks = False
         self._means: dict[str, TrainingMean] = {}
         penalty_name = self.penalty_name or f"{self.measure_name}_penalty"
         self.add_logs(self.measure_name, penalty_name)
@@ -259,21 +281,26 @@ class HiddenStateRegularization(keras.layers.Layer):
         """Whether the layer needs to know how many steps it has trained."""
         return any(callable(value) for value in self.settings.values())
 
-    def __call__(
-        self,
-        hidden_states: Tensor | list[Tensor],
-        mask: Tensor | list[Tensor | None] | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        states = as_list(hidden_states)
-        is_symbolic = any(isinstance(x, keras.KerasTensor) for x in states)
-        if is_symbolic:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) != 1 or kwargs.get("mask") is not None:
+            return super().__call__(*args, **kwargs)
+        states = as_list(args[0])
+        if any(isinstance(x, keras.KerasTensor) for x in states):
+            outputs = super().__call__(*args, **kwargs)
             for state in states:
                 keras_private.keep_masks(state)
-        elif mask is None and all(hasattr(x, "shape") for x in states):
-            mask = [keras_private.kept_mask(x) for x in states]
-            self._warn_of_lost_masks(states, mask)
-        return super().__call__(hidden_states, mask=mask, **kwargs)
+                if keras_private.keras_mask(state) is not None:
+                    self._expects_masks = True
+            return outputs
+        if _takes_mask(type(self).call) and all(
+            hasattr(x, "shape") for x in states
+        ):
+            masks = [keras_private.kept_mask(x) for x in states]
+            if kwargs.get("training"):
+                self._warn_of_lost_masks(states, masks)
+            if any(mask is not None for mask in masks):
+                kwargs["mask"] = masks
+        return super().__call__(*args, **kwargs)
 
     def call(
         self,
@@ -281,6 +308,8 @@ class HiddenStateRegularization(keras.layers.Layer):
         mask: Tensor | list[Tensor | None] | None = None,
         training: bool | None = None,
     ) -> Tensor:
+        if keras_private.is_symbolic_run():
+            return as_list(hidden_states)[-1]
         separate_losses(self)
         states = as_list(hidden_states)
         masks = _match_masks(states, mask)
@@ -336,7 +365,7 @@ class HiddenStateRegularization(keras.layers.Layer):
             log, measure_mean, is_first_call, entered
         )
         if self._steps is not None and is_new_step:
-            self._steps.state.assign_add(1.0)
+            self._steps.state.assign(self._steps.state.value + 1.0)
         if is_heard:
             return
         if keras_private.loses_losses():
@@ -367,13 +396,17 @@ class HiddenStateRegularization(keras.layers.Layer):
     def _warn_of_lost_masks(self, states, masks):
         shapes = [tuple(x.shape)[:-1] for x in states]
         masked = [shapes[i] for i, x in enumerate(masks) if x is not None]
-        lost = [
-            i for i, x in enumerate(masks) if x is None and shapes[i] in masked
+        unmasked = [
+            i
+            for i, shape in enumerate(shapes)
+            if masks[i] is None and None not in shape and shape in masked
         ]
-        if lost:
+        if self._expects_masks and not masked:
+            unmasked = list(range(len(states)))
+        if unmasked:
             self._warn(
-                f"counts all tokens of the hidden states {lost}, counted from "
-                "0: they have lost the Keras masks that others still have. "
+                f"counts all tokens of the hidden states {unmasked}, counted "
+                "from 0, which have no Keras mask, although padding is known. "
                 "Layers such as `MultiHeadAttention` remove the masks of their "
                 "inputs. Call this layer with `mask`."
             )
@@ -599,6 +632,12 @@ def default_prefix(layer: keras.layers.Layer) -> str:
     """Start of keys in the logs: the name of a layer, if it was given one."""
     by_default = re.fullmatch(rf"{_snake_case(type(layer))}(_\d+)?", layer.name)
     return "" if by_default else f"{layer.name}_"
+
+
+@functools.cache
+def _takes_mask(call):
+    """Whether the `call` of a layer has an argument `mask`."""
+    return "mask" in inspect.signature(call).parameters
 
 
 def _kind(value):

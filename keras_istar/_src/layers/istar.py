@@ -429,7 +429,8 @@ class IStarRegularization(HiddenStateRegularization):
         bounds = ops.convert_to_tensor(self.setting("target"))
         if self.relative:
             bounds = bounds * ops.convert_to_tensor(self._start.state)[:, None]
-        bounds = ops.cast(ops.clip(bounds, 0.0, 1.0), score.dtype)
+        bounds = ops.minimum(ops.relu(bounds), ops.ones_like(bounds))
+        bounds = ops.cast(bounds, score.dtype)
         goal = nearest(score, ops.reshape(bounds, (*score.shape, 2)))
         if self.relative:
             is_known = ops.convert_to_tensor(self._start.state) > 0

@@ -172,10 +172,11 @@ def _draw(number, weights, size, seed):
     places = ops.broadcast_to(
         ops.arange(tokens, dtype="int32"), ops.shape(keys)
     )
-    table = ops.scatter(
-        ops.reshape(starts + slots, (-1, 1)),
+    # Each other slot has one token. `ops.scatter` is a loop on PyTorch.
+    table = ops.segment_sum(
         ops.reshape(places, (-1,)),
-        (number * (size + 1),),
+        ops.reshape(starts + slots, (-1,)),
+        number * (size + 1),
     )
     places = ops.reshape(table, (number, size + 1))[:, 1:]
     num_drawn = ops.sum(ops.cast(is_drawn, "int32"), axis=1)
