@@ -26,8 +26,10 @@ from keras_istar._src.compat.distribution import strategy_scope
 from keras_istar._src.layers.base import HiddenStateRegularization
 from keras_istar._src.layers.isobn import IsotropicBatchNormalization
 from keras_istar._src.layers.istar import IStarRegularization
+from keras_istar._src.layers.probe import SILENT
 from keras_istar._src.layers.probe import Probe
 from keras_istar._src.layers.probe import current_recorder
+from keras_istar._src.layers.probe import silence
 from keras_istar._src.types import Schedulable
 
 
@@ -307,7 +309,8 @@ def _check_call(model):
     """Raises if a user's `call` leaves out the graph, or `training`."""
     if not keras_private.has_own_call(model):
         return
-    seen = keras_private.run_graph(model)
+    with silence():
+        seen = keras_private.run_graph(model)
     if seen is not None and not any(seen):
         raise ValueError(
             "The `call` of `model` must run `super().call(inputs, "
@@ -358,10 +361,11 @@ def _attach_layer(model, states: HiddenStates, name, layer, pooling, undo):
         places.append(slice(start, len(tensors)))
 
     def call(values, training):
-        if keras_private.is_symbolic_run():
+        recorder = current_recorder()
+        if recorder is SILENT:
             return
         # In inference nothing is needed, and nothing may fail.
-        if not training and current_recorder() is None:
+        if not training and recorder is None:
             if isinstance(layer, HiddenStateRegularization):
                 layer.rest()
                 if training is None:

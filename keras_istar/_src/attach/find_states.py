@@ -26,6 +26,7 @@ from keras_istar._src.attach.padding import Padding
 from keras_istar._src.compat import keras_private
 from keras_istar._src.compat.keras_private import InnerOutput
 from keras_istar._src.layers.attachment import Attachment
+from keras_istar._src.layers.probe import silence
 from keras_istar._src.types import Tensor
 from keras_istar._src.validation import see_guide
 
@@ -118,7 +119,8 @@ def find_states(
     tensors = _tensors(root, chosen, owner)
     masked, lacking = [], []
     if expecting:
-        have_masks = keras_private.have_masks(owner.model, tensors, model)
+        with silence():
+            have_masks = keras_private.have_masks(owner.model, tensors, model)
         if have_masks is None:  # Then what the graph says is the best guess.
             may_have = [_may_have_mask(c.call, c.output) for c in chosen]
             unmasked = _names_where(names, may_have, False)

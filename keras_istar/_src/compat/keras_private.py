@@ -11,7 +11,6 @@ beside the outputs, see `keras_calls`; the node itself stays as it is.
 """
 
 import contextlib
-import contextvars
 import copy
 import inspect
 import threading
@@ -90,9 +89,6 @@ _attachments: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _shown_outputs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Layer -> its mode, and how often it has been suspended.
 _suspended_modes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-_is_symbolic_run: contextvars.ContextVar[bool] = contextvars.ContextVar(
-    "keras_istar_is_symbolic_run", default=False
-)
 # Layer -> how often `keep_masks` was called for it.
 _mask_keepers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Stateless scope -> the layers that `is_called_again` has seen in it.
@@ -340,7 +336,7 @@ def _spec_of_call(function, node, shapes=None):
 
 @contextlib.contextmanager
 def _not_called(operation):
-    """Lets layers forget, after this scope, that they were called in it."""
+    """Lets layers forget a call in this scope, and keep their losses."""
     is_layer = isinstance(operation, keras.layers.Layer)
     parts = operation._flatten_layers() if is_layer else []
     before = [
@@ -353,7 +349,8 @@ def _not_called(operation):
         for part, called, losses, ids in before:
             part._called = called
             part._losses[:] = losses
-            part._loss_ids = ids
+            part._loss_ids.clear()
+            part._loss_ids.update(ids)
 
 
 def is_composite(layer: keras.layers.Layer) -> bool:
@@ -617,7 +614,6 @@ def run_graph(model: keras.Model) -> list[Any] | None:
 
 def _can_run(model, training):
     """Calls `model` symbolically, if that can be done."""
-    is_running = _is_symbolic_run.set(True)
     try:
         with _not_called(model):
             compute_output_spec(
@@ -626,14 +622,7 @@ def _can_run(model, training):
             )
     except Exception:  # A user's `call` may raise anything.
         return False
-    finally:
-        _is_symbolic_run.reset(is_running)
     return True
-
-
-def is_symbolic_run() -> bool:
-    """Whether `run_graph` or `have_masks` calls a model."""
-    return _is_symbolic_run.get()
 
 
 def have_masks(

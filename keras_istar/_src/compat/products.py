@@ -191,5 +191,5 @@ def _torch_halves(x, copies=1):
     *all_leading, rest = halves.chunk(copies + 1, dim=1)
     for leading in all_leading:
         leading.copy_(x)
-    torch.sub(x, all_leading[0], out=rest)
+    rest.copy_(x - all_leading[0])  # `torch.compile` knows no `out=` here.
     return halves

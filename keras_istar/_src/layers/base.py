@@ -1,7 +1,6 @@
 """The base class of regularizers: penalty, settings and logs of a layer."""
 
 import collections
-import functools
 import inspect
 import re
 import warnings
@@ -19,6 +18,7 @@ from keras_istar._src.compat import train_steps
 from keras_istar._src.compat.keras_state import StateVariable
 from keras_istar._src.compat.replica_losses import separate_losses
 from keras_istar._src.layers.attachment import Attachment
+from keras_istar._src.layers.probe import SILENT
 from keras_istar._src.layers.probe import current_recorder
 from keras_istar._src.score import moments
 from keras_istar._src.types import Schedulable
@@ -200,6 +200,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         self._prefix = default_prefix(self)
         self._has_warned = False
         self._expects_masks = False
+        self._takes_mask = "mask" in inspect.signature(self.call).parameters
         self._means: dict[str, TrainingMean] = {}
         penalty_name = self.penalty_name or f"{self.measure_name}_penalty"
         self.add_logs(self.measure_name, penalty_name)
@@ -292,9 +293,7 @@ class HiddenStateRegularization(keras.layers.Layer):
                 if keras_private.keras_mask(state) is not None:
                     self._expects_masks = True
             return outputs
-        if _takes_mask(type(self).call) and all(
-            hasattr(x, "shape") for x in states
-        ):
+        if self._takes_mask and all(hasattr(x, "shape") for x in states):
             masks = [keras_private.kept_mask(x) for x in states]
             if kwargs.get("training"):
                 self._warn_of_lost_masks(states, masks)
@@ -308,7 +307,8 @@ class HiddenStateRegularization(keras.layers.Layer):
         mask: Tensor | list[Tensor | None] | None = None,
         training: bool | None = None,
     ) -> Tensor:
-        if keras_private.is_symbolic_run():
+        recorder = current_recorder()
+        if recorder is SILENT:
             return as_list(hidden_states)[-1]
         separate_losses(self)
         states = as_list(hidden_states)
@@ -318,7 +318,6 @@ class HiddenStateRegularization(keras.layers.Layer):
         )
         self._check_widths([state.shape for state in states])
         self.rest()
-        recorder = current_recorder()
         if recorder is not None:
             recorder.record(self, states, masks)
         elif training is None:
@@ -632,12 +631,6 @@ def default_prefix(layer: keras.layers.Layer) -> str:
     """Start of keys in the logs: the name of a layer, if it was given one."""
     by_default = re.fullmatch(rf"{_snake_case(type(layer))}(_\d+)?", layer.name)
     return "" if by_default else f"{layer.name}_"
-
-
-@functools.cache
-def _takes_mask(call):
-    """Whether the `call` of a layer has an argument `mask`."""
-    return "mask" in inspect.signature(call).parameters
 
 
 def _kind(value):

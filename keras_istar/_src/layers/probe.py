@@ -35,6 +35,13 @@ class Recorder:
         return self._calls.get(id(layer), [])
 
 
+class _Silent(Recorder):
+    def record(self, layer, states: list[Tensor], masks: list) -> None:
+        pass
+
+
+# The recorder of passes in which our layers do nothing.
+SILENT = _Silent()
 _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
     "keras_istar_recorder", default=None
 )
@@ -43,7 +50,19 @@ _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
 @contextlib.contextmanager
 def record_states() -> Iterator[Recorder]:
     """Records the hidden states that layers are given within this scope."""
-    recorder = Recorder()
+    with _recorded_by(Recorder()) as recorder:
+        yield recorder
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Lets our layers do nothing within this scope."""
+    with _recorded_by(SILENT):
+        yield
+
+
+@contextlib.contextmanager
+def _recorded_by(recorder):
     token = _recorder.set(recorder)
     try:
         yield recorder
