@@ -1,8 +1,10 @@
 """Finds hidden states in a model: blocks, names, widths, padding masks."""
 
 import contextlib
+import itertools
 import logging
 import numbers
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -102,36 +104,9 @@ def find_states(
     names = _unique([c.name for c in chosen])
     _check_widths(names, chosen, states)
     owner = _owner_of([c.scope for c in chosen])
-    paddings = {id(c.scope): Padding(c.scope, mask) for c in chosen}
-    known_masks = [] if mask is not None else _masks_said(owner.model)
-    uses_keras_masks = True
-    sources = []
-    expecting = []
-    for name, c, state in zip(names, chosen, states, strict=True):
-        padding = _said_before(c, state, known_masks) or paddings[id(c.scope)]
-        uses_keras_masks &= padding.mask is not False
-        source = padding.source_for(c.call, state)
-        sources.append(source)
-        # An embedding of each example has no tokens that could be padding.
-        if source is None and not is_embedding(state):
-            if padding.expects_mask(c.call, state):
-                expecting.append(name)
     tensors = _tensors(root, chosen, owner)
-    masked, lacking = [], []
-    if expecting:
-        with silence():
-            have_masks = keras_private.have_masks(owner.model, tensors, model)
-        if have_masks is None:  # Then what the graph says is the best guess.
-            may_have = [_may_have_mask(c.call, c.output) for c in chosen]
-            unmasked = _names_where(names, may_have, False)
-        else:
-            masked = _names_where(names, have_masks, True)
-            unmasked = _names_where(names, have_masks, False)
-        lacking = [name for name in expecting if name in unmasked]
-    words = [
-        _words_of(source, uses_keras_masks, name in masked, name in lacking)
-        for name, source in zip(names, sources, strict=True)
-    ]
+    found = _find_masks(model, owner, chosen, names, tensors, mask)
+    sources, uses_keras_masks, words, lacking = found
     has_prefix = any(prefix for prefix, _ in items)
     sentences = list(warnings_of(root, chosen, has_prefix, line))
     if lacking:
@@ -143,10 +118,7 @@ def find_states(
         owner.model,
         names,
         tensors,
-        [
-            _lifted(source, c.scope, owner)
-            for source, c in zip(sources, chosen, strict=True)
-        ],
+        sources,
         uses_keras_masks,
         Attachment(
             owner.model.name,
@@ -158,6 +130,52 @@ def find_states(
         _are_trainable(chosen, model),
         tuple(sentences),
     )
+
+
+def _find_masks(model, owner, chosen, names, tensors, mask):
+    """Finds the masks of states.
+
+    Returns:
+        A tuple: the source of each mask in terms of the owner's graph, None for
+        a Keras mask; whether Keras masks count; where each mask comes from, in
+        words; names of the states that should have a mask and have none.
+    """
+    paddings = {id(c.scope): Padding(c.scope, mask) for c in chosen}
+    known_masks = [] if mask is not None else _masks_said(owner.model)
+    uses_keras_masks = True
+    sources = []
+    expecting = []
+    for name, c in zip(names, chosen, strict=True):
+        state = c.call.outputs[c.output]
+        padding = _said_before(c, state, known_masks) or paddings[id(c.scope)]
+        uses_keras_masks &= padding.mask is not False
+        source = padding.source_for(c.call, state)
+        sources.append(source)
+        # An embedding of each example has no tokens that could be padding.
+        if source is None and not is_embedding(state):
+            if padding.expects_mask(c.call, state):
+                expecting.append(name)
+    masked: list[str] = []
+    unmasked: list[str] = []
+    if expecting:
+        with silence():
+            have_masks = keras_private.have_masks(owner.model, tensors, model)
+        if have_masks is None:  # Then what the graph says is the best guess.
+            may_have = [_may_have_mask(c.call, c.output) for c in chosen]
+        else:
+            may_have = have_masks
+            masked = [*itertools.compress(names, have_masks)]
+        unmasked = [*itertools.compress(names, map(operator.not_, may_have))]
+    lacking = [name for name in expecting if name in unmasked]
+    words = [
+        _words_of(source, uses_keras_masks, name in masked, name in lacking)
+        for name, source in zip(names, sources, strict=True)
+    ]
+    lifted = [
+        _lifted(source, c.scope, owner)
+        for source, c in zip(sources, chosen, strict=True)
+    ]
+    return lifted, uses_keras_masks, words, lacking
 
 
 def _own_output(model, mask):
@@ -649,10 +667,6 @@ def _may_have_mask(call, output):
     """Whether a state, or what a layer around it is given, has a mask."""
     tensors = [call.outputs[output], *(call.inputs if call.is_inner else [])]
     return any(keras_private.keras_mask(x) is not None for x in tensors)
-
-
-def _names_where(names, values, wanted):
-    return [name for name, x in zip(names, values, strict=True) if x is wanted]
 
 
 def _words_of(source, uses_keras_masks, is_masked, lacks_mask):
