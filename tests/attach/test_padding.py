@@ -284,6 +284,62 @@ def test_masks_of_states_that_are_given_by_hand(ids, tmp_path):
         assert float(x.losses[-1]) == pytest.approx(expected, abs=1e-5)
 
 
+class _Masked(keras.layers.Layer):
+    """A block that is given a mask."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(4)
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x, padding_mask=None):
+        return self.dense(x)
+
+    def compute_output_spec(self, x, padding_mask=None):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+def _siamese(mask_of):
+    """An encoder that computes its mask inside, called on two texts."""
+    inner = keras.Input((LENGTH,), dtype="int32", name="inner_ids")
+    x = keras.layers.Embedding(9, 4)(inner)
+    x = _Masked(name="block")(x, padding_mask=mask_of(inner, x))
+    encoder = keras.Model(inner, x, name="encoder")
+    texts = [
+        keras.Input((LENGTH,), dtype="int32", name=name) for name in ("a", "b")
+    ]
+    outputs = keras.layers.Subtract()([encoder(text) for text in texts])
+    pooled = keras.layers.GlobalAveragePooling1D()(outputs)
+    named = dict(zip(("a", "b"), texts, strict=True))
+    return keras.Model(named, keras.layers.Dense(1)(pooled))
+
+
+def test_a_mask_that_a_model_called_twice_computes_inside(ids):
+    model = _siamese(lambda ids, _: ids != 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = keras_istar.attach(model, "block", strength=1.0)
+    assert layer.attachment.masks == ("argument 'padding_mask' of 'block'",) * 2
+    report = keras_istar.measure(
+        model,
+        {"a": ids, "b": np.ones_like(ids)},
+        "block",
+        measures=["mean_norm"],
+        verbose=0,
+    )
+    counts = [row.tokens for row in report.rows[:2]]
+    assert counts == [np.sum(ids != 0), ids.size]
+
+
+def test_a_mask_from_weights_in_a_model_called_twice():
+    model = _siamese(lambda _, x: keras.layers.Dense(1)(x)[..., 0] > 0)
+    with pytest.warns(UserWarning, match="No padding mask was found"):
+        layer = keras_istar.attach(model, "block", strength=1.0)
+    assert layer.attachment.masks == ("none found, all tokens count",) * 2
+
+
 def test_a_layer_that_returns_its_input_has_the_mask_of_that(ids):
     """In inference, dropout returns what attention has since looked at."""
     inputs = keras.Input((LENGTH,), dtype="int32", name="token_ids")

@@ -1,6 +1,7 @@
 """Finds hidden states in a model: blocks, names, widths, padding masks."""
 
 import contextlib
+import dataclasses
 import itertools
 import logging
 import numbers
@@ -150,6 +151,7 @@ def _find_masks(model, owner, chosen, names, tensors, mask):
         padding = _said_before(c, state, known_masks) or paddings[id(c.scope)]
         uses_keras_masks &= padding.mask is not False
         source = padding.source_for(c.call, state)
+        source = _lifted(source, c.scope, owner)
         sources.append(source)
         # An embedding of each example has no tokens that could be padding.
         if source is None and not is_embedding(state):
@@ -171,11 +173,7 @@ def _find_masks(model, owner, chosen, names, tensors, mask):
         _words_of(source, uses_keras_masks, name in masked, name in lacking)
         for name, source in zip(names, sources, strict=True)
     ]
-    lifted = [
-        _lifted(source, c.scope, owner)
-        for source, c in zip(sources, chosen, strict=True)
-    ]
-    return lifted, uses_keras_masks, words, lacking
+    return sources, uses_keras_masks, words, lacking
 
 
 def _own_output(model, mask):
@@ -650,17 +648,16 @@ def _node_in(owner, scope, call):
 
 
 def _lifted(source, scope, owner):
-    """A mask in terms of the owner's graph."""
-    if source is None or scope is owner:
-        return source
-    tensors = source.tensors
-    while scope is not owner:
+    """A mask in terms of the owner's graph; None if that cannot be."""
+    while source is not None and scope is not owner:
         given = keras_private.arguments_of(scope.node)
-        if not all(id(x) in given for x in tensors):
-            return None
-        tensors = [given[id(x)] for x in tensors]
+        if not all(id(x) in given for x in source.tensors):
+            source = source.from_inputs(scope.model)
+        if source is not None:
+            tensors = [given[id(x)] for x in source.tensors]
+            source = dataclasses.replace(source, tensors=tensors)
         scope = scope.around
-    return MaskSource(source.words, tensors, source.function)
+    return source
 
 
 def _may_have_mask(call, output):

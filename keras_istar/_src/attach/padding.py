@@ -47,6 +47,26 @@ class MaskSource:
             tensors = [shapes[id(x)] for x in tensors]
         return keras_private.spec_of(self.function, *tensors)
 
+    def from_inputs(self, model: keras.Model) -> "MaskSource | None":
+        """The same mask, computed once more from the inputs of its model.
+
+        Args:
+            model: The model in whose graph the mask is.
+
+        Returns:
+            A source of which the inputs of `model` are the tensors; None if the
+            mask depends on weights.
+        """
+        inputs = keras_private.inputs_of(model)
+        compute = keras.Function(inputs, self.tensors)
+        if any(getattr(x, "weights", []) for x in compute.operations):
+            return None
+        return MaskSource(
+            self.words,
+            inputs,
+            lambda *values: self.function(*compute(list(values))),
+        )
+
 
 class Padding:
     """Finds the masks of hidden states in one call of a model.
