@@ -394,6 +394,7 @@ class _AddsLoss(keras.layers.Layer):
         return x
 
 
+@pytest.mark.filterwarnings("ignore:The model does not have any trainable")
 def test_looking_for_masks_changes_nothing(ids):
     inputs, states = _attention()
     x = keras.layers.BatchNormalization()(_AddsLoss()(states[-1]))
