@@ -26,6 +26,7 @@ from keras_istar._src.attach.find_embedding import is_embedding
 from keras_istar._src.attach.padding import Mask
 from keras_istar._src.attach.padding import MaskSource
 from keras_istar._src.attach.padding import Padding
+from keras_istar._src.attach.padding import may_have_mask
 from keras_istar._src.compat import keras_private
 from keras_istar._src.compat.keras_private import InnerOutput
 from keras_istar._src.layers.attachment import Attachment
@@ -163,7 +164,9 @@ def _find_masks(model, owner, chosen, names, tensors, mask):
         with silence():
             have_masks = keras_private.have_masks(owner.model, tensors, model)
         if have_masks is None:  # Then what the graph says is the best guess.
-            may_have = [_may_have_mask(c.call, c.output) for c in chosen]
+            may_have = [
+                may_have_mask(c.call, c.call.outputs[c.output]) for c in chosen
+            ]
         else:
             may_have = have_masks
             masked = [*itertools.compress(names, have_masks)]
@@ -658,12 +661,6 @@ def _lifted(source, scope, owner):
             source = dataclasses.replace(source, tensors=tensors)
         scope = scope.around
     return source
-
-
-def _may_have_mask(call, output):
-    """Whether a state, or what a layer around it is given, has a mask."""
-    tensors = [call.outputs[output], *(call.inputs if call.is_inner else [])]
-    return any(keras_private.keras_mask(x) is not None for x in tensors)
 
 
 def _words_of(source, uses_keras_masks, is_masked, lacks_mask):

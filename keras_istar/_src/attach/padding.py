@@ -117,10 +117,7 @@ class Padding:
         """
         if self.mask is False:
             return False
-        if any(
-            keras_private.keras_mask(x) is not None
-            for x in [state, *(call.inputs if call.is_inner else [])]
-        ):
+        if may_have_mask(call, state):
             return True
         before = nodes_before(self._scope.model, call.node.input_tensors)
         return any(
@@ -199,6 +196,12 @@ class Padding:
                 lambda name: length + 2 * name.startswith("decoder"),
             )
         return self._shapes[length]
+
+
+def may_have_mask(call: Call, state: Any) -> bool:
+    """Whether a state, or what a layer around it is given, has a Keras mask."""
+    tensors = [state, *(call.inputs if call.is_inner else [])]
+    return any(keras_private.keras_mask(x) is not None for x in tensors)
 
 
 def _chosen_source(model, mask):

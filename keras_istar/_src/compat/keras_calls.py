@@ -36,7 +36,6 @@ _recorders: contextvars.ContextVar[tuple[CallRecorder, ...]] = (
     contextvars.ContextVar("keras_istar_call_recorders", default=())
 )
 
-# Layer -> number of taps, and the attributes that the instance had before.
 _taps: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -62,27 +61,49 @@ def tap(
             layer again. Tensors of such a call belong to an inner function;
             only its outputs can be shown.
     """
-    if layer not in _taps:
 
+    def make_taps():
         def tapped(function):
             return _tapped(layer, function, lambda: not is_recomputed(layer))
 
-        taps = {
+        return {
             "call": tapped(layer.call),
             "quantized_call": tapped(layer.quantized_call),
             "rematerialized_call": _tapped_recomputation(layer),
         }
-        _taps[layer] = [0, {name: vars(layer).get(name) for name in taps}]
-        vars(layer).update(taps)
-    _taps[layer][0] += 1
-    return functools.partial(_untap, layer)
+
+    return replace_methods(_taps, layer, make_taps)
 
 
-def _untap(layer):
-    _taps[layer][0] -= 1
-    number, before = _taps[layer]
+def replace_methods(
+    replaced: weakref.WeakKeyDictionary,
+    layer: keras.layers.Layer,
+    make: Callable[[], dict[str, Callable]],
+) -> Callable[[], None]:
+    """Gives a layer methods of its own, until every call of this is undone.
+
+    Args:
+        replaced: Layer -> number of calls, and the attributes that the instance
+            had before. One for each kind of methods.
+        layer: Any layer.
+        make: Makes the methods, by name; called if the layer has none yet.
+
+    Returns:
+        Function that undoes this call.
+    """
+    if layer not in replaced:
+        methods = make()
+        replaced[layer] = [0, {name: vars(layer).get(name) for name in methods}]
+        vars(layer).update(methods)
+    replaced[layer][0] += 1
+    return functools.partial(_put_back, replaced, layer)
+
+
+def _put_back(replaced, layer):
+    replaced[layer][0] -= 1
+    number, before = replaced[layer]
     if number == 0:
-        del _taps[layer]
+        del replaced[layer]
         for name, value in before.items():
             del vars(layer)[name]
             if value is not None:

@@ -12,6 +12,7 @@ beside the outputs, see `keras_calls`; the node itself stays as it is.
 
 import contextlib
 import copy
+import functools
 import inspect
 import threading
 import warnings
@@ -28,6 +29,7 @@ from keras_istar._src.compat.keras_calls import CallTree
 from keras_istar._src.compat.keras_calls import InnerCall
 from keras_istar._src.compat.keras_calls import RecordedOutputs
 from keras_istar._src.compat.keras_calls import recorded
+from keras_istar._src.compat.keras_calls import replace_methods
 from keras_istar._src.compat.keras_calls import tap
 from keras_istar._src.types import Tensor
 
@@ -89,7 +91,7 @@ _attachments: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 _shown_outputs: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Layer -> its mode, and how often it has been suspended.
 _suspended_modes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-# Layer -> how often `keep_masks` was called for it.
+# Layer -> what `keep_masks` has replaced.
 _mask_keepers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 # Stateless scope -> the layers that `is_called_again` has seen in it.
 _called_layers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
@@ -1088,42 +1090,40 @@ def keep_masks(
     Args:
         tensor: Tensor of the graph of a model, or inside of one of its layers.
     """
+    with contextlib.ExitStack() as undo:
+        for layer in _put_on_by(tensor):
+            undo.callback(
+                replace_methods(
+                    _mask_keepers, layer, functools.partial(_keeper, layer)
+                )
+            )
+        return undo.pop_all().close
+
+
+def _put_on_by(tensor):
+    """The layers that may put the mask of a tensor on it."""
     if isinstance(tensor, InnerOutput):
         layer = tensor.layer
     else:  # Symbolic tensors of no graph have no history.
         history = getattr(tensor, "_keras_history", None)
         layer = None if history is None else history.operation
-    if not isinstance(layer, keras.layers.Layer):
-        return lambda: None
-    if is_functional(layer):  # Its masks are those of the layers in it.
-        inner = [keep_masks(x) for x in _graph_of(layer)._outputs]
+    if is_functional(layer):
+        outputs = _graph_of(layer)._outputs
+        return [inner for x in outputs for inner in _put_on_by(x)]
+    return [layer] if isinstance(layer, keras.layers.Layer) else []
 
-        def undo_all():
-            for undo_one in inner:
-                undo_one()
 
-        return undo_all
-    name = "_set_mask_metadata"
-    if layer not in _mask_keepers:
-        put_masks = layer._set_mask_metadata
+def _keeper(layer):
+    put_masks = layer._set_mask_metadata
 
-        def put_and_keep(inputs, outputs, previous_mask):
-            put_masks(inputs, outputs, previous_mask)
-            for x in keras.tree.flatten(outputs):
-                # A layer may return what another one has returned before.
-                if get_keras_mask(x) is not None:
-                    set_tensor_attr(x, _KEPT_MASK, get_keras_mask(x))
+    def put_and_keep(inputs, outputs, previous_mask):
+        put_masks(inputs, outputs, previous_mask)
+        for x in keras.tree.flatten(outputs):
+            # A layer may return what another one has returned before.
+            if get_keras_mask(x) is not None:
+                set_tensor_attr(x, _KEPT_MASK, get_keras_mask(x))
 
-        _mask_keepers[layer] = 0
-        vars(layer)[name] = put_and_keep
-    _mask_keepers[layer] += 1
-
-    def undo():
-        _mask_keepers[layer] -= 1
-        if _mask_keepers[layer] == 0:
-            del _mask_keepers[layer], vars(layer)[name]
-
-    return undo
+    return {"_set_mask_metadata": put_and_keep}
 
 
 def kept_mask(tensor: Any) -> Any:

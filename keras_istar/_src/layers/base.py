@@ -283,6 +283,7 @@ class HiddenStateRegularization(keras.layers.Layer):
         return any(callable(value) for value in self.settings.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        # Keras would look for masks that later layers may have removed.
         if len(args) != 1 or kwargs.get("mask") is not None:
             return super().__call__(*args, **kwargs)
         states = as_list(args[0])

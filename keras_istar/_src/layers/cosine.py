@@ -84,7 +84,7 @@ class CosineRegularization(HiddenStateRegularization):
 def mean_cosine(sums: Tensor) -> Tensor:
     """Mean cosine of all pairs of tokens, from their `_direction_sums`."""
     total, squares, count = sums[:-2], sums[-2], sums[-1]
-    pairs = ops.maximum(count * (count - 1.0), 1.0)
+    pairs = moments.at_least_one(count * (count - 1.0))
     return (ops.sum(ops.square(total)) - squares) / pairs
 
 

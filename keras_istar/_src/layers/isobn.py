@@ -142,7 +142,7 @@ class IsotropicBatchNormalization(keras.layers.Layer):
             moments.token_moments(ops.stop_gradient(embeddings))
         )
         # The paper divides by n, not by n - 1.
-        covariance = tokens.scatter / ops.maximum(tokens.count, 1.0)
+        covariance = tokens.scatter / moments.at_least_one(tokens.count)
         deviation = ops.sqrt(variances(covariance))
         is_first = ops.convert_to_tensor(self.has_statistics) == 0
         # A single embedding has no variance and says nothing about the model.

@@ -35,13 +35,8 @@ class Recorder:
         return self._calls.get(id(layer), [])
 
 
-class _Silent(Recorder):
-    def record(self, layer, states: list[Tensor], masks: list) -> None:
-        pass
-
-
-# The recorder of passes in which our layers do nothing.
-SILENT = _Silent()
+# Stands for passes in which our layers do nothing, not even record.
+SILENT = Recorder()
 _recorder: contextvars.ContextVar[Recorder | None] = contextvars.ContextVar(
     "keras_istar_recorder", default=None
 )

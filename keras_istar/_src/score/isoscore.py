@@ -198,13 +198,12 @@ def unchecked_isoscore(covariance: Tensor) -> Tensor:
     dim = covariance.shape[-1]
     largest = ops.stop_gradient(ops.amax(ops.abs(covariance)))
     is_zero = largest == 0
-    covariance = covariance / ops.where(
-        is_zero, ops.ones_like(largest), largest
-    )
+    one = ops.ones_like(largest)
+    covariance = covariance / ops.where(is_zero, one, largest)
     trace = ops.sum(covariance * ops.eye(dim, dtype=covariance.dtype))
     squared_norm = ops.sum(ops.square(covariance))
     participation_ratio = ops.square(trace) / ops.where(
-        is_zero, ops.ones_like(squared_norm), squared_norm
+        is_zero, one, squared_norm
     )
     score = (participation_ratio - 1.0) / (dim - 1.0)
     # Rounding may put the value outside of [0, 1], which says nothing about

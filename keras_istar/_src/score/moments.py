@@ -456,10 +456,8 @@ def scaled_identity(covariance: Tensor) -> Tensor:
 def _count(tokens, weights):
     if weights is not None:
         return ops.sum(weights)
-    number, dtype = (
-        math.prod(ops.shape(tokens)[:-1]),
-        moments_dtype(tokens.dtype),
-    )
+    number = math.prod(ops.shape(tokens)[:-1])
+    dtype = moments_dtype(tokens.dtype)
     if isinstance(number, int):  # On a GPU, PyTorch waits for a cast number.
         return number * ops.ones((), dtype)
     return ops.cast(number, dtype)

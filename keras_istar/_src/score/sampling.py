@@ -88,13 +88,13 @@ def _sample(flat, total, size, seed):
     samples = ops.cast(samples, weights.dtype)
     samples = ops.where(is_real[..., None], samples, 0.0)
     num_drawn = ops.sum(ops.cast(is_real[0], weights.dtype))
-    k = ops.maximum(num_drawn, 1.0)
+    k = moments.at_least_one(num_drawn)
     centers = ops.stop_gradient(ops.sum(samples, axis=1) / k)
     deviations = ops.where(is_real[..., None], samples - centers[:, None], 0.0)
     count = ops.sum(weights)
-    share = count / ops.maximum(total, 1.0)
+    share = count / moments.at_least_one(total)
     wanted = (count - 1.0) - (count / k - 1.0) * (1.0 - share)
-    growth = ops.maximum(wanted, 0.0) / ops.maximum(k - 1.0, 1.0)
+    growth = ops.maximum(wanted, 0.0) / moments.at_least_one(k - 1.0)
     # Deviations of all states are about zero: one product sums the scatters.
     scatter = moments.token_moments(deviations, is_real).scatter
     return moments.merge(
