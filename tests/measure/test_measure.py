@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import oracle
@@ -418,3 +421,16 @@ def test_subclassed_model_without_or_with_other_regularizers(rng):
         keras_istar.measure(Subclassed(), x, "other", verbose=0)
     with pytest.raises(ValueError, match="`mask` and `pooling` must be None"):
         keras_istar.measure(Subclassed(), x, mask=False, verbose=0)
+
+
+def test_warnings_are_shown_after_measuring():
+    """scikit-dimension turns them off as it is imported, the first time."""
+    pytest.importorskip("skdim")
+    program = (
+        "import warnings; import numpy as np; "
+        "from keras_istar._src.measure.measures import twonn; "
+        "before = list(warnings.filters); "
+        "twonn(np.random.default_rng(0).normal(size=(20, 3))); "
+        "assert warnings.filters == before"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -5,6 +5,7 @@ reports, pictures and comparisons take everything else from the row.
 """
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -239,7 +240,8 @@ def twonn(tokens: np.ndarray) -> tuple[float, int]:
     minimal neighborhood information", Scientific Reports 2017, as in
     `skdim.id.TwoNN`.
     """
-    from skdim.id import TwoNN
+    with warnings.catch_warnings():  # It turns off all warnings as it loads.
+        from skdim.id import TwoNN
 
     distinct = np.unique(tokens, axis=0)
     if len(distinct) < 10:
